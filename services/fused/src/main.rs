@@ -1,0 +1,3 @@
+//! The binary: subcommands only.
+
+fn main() {}

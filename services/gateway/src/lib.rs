@@ -1,0 +1,1 @@
+//! OpenAI-style REST to the text API and back.

@@ -1,0 +1,95 @@
+use tonic::metadata::{MetadataMap, MetadataValue};
+
+use crate::{Code, Error};
+
+const CODE_KEY: &str = "fused-code";
+/// Binary, because a field name may come from the caller.
+const PARAM_KEY: &str = "fused-param-bin";
+const MAX_PARAM_BYTES: usize = 128;
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(CODE_KEY, MetadataValue::from_static(error.code().name()));
+        if let Some(param) = error.param() {
+            let bytes = param.as_bytes();
+            let value = MetadataValue::from_bytes(&bytes[..bytes.len().min(MAX_PARAM_BYTES)]);
+            metadata.insert_bin(PARAM_KEY, value);
+        }
+        Self::with_metadata(error.code().grpc(), error.message(), metadata)
+    }
+}
+
+impl From<&tonic::Status> for Error {
+    /// What another service answered. A status that no service of ours made (the transport did) keeps its gRPC code's
+    /// meaning.
+    fn from(status: &tonic::Status) -> Self {
+        let metadata = status.metadata();
+        let named = metadata.get(CODE_KEY).and_then(|name| Code::from_name(name.to_str().ok()?));
+        let Some(code) = named else { return from_transport(status) };
+        let error = Self::new(code, status.message());
+        let param = metadata.get_bin(PARAM_KEY).and_then(|value| value.to_bytes().ok());
+        match param {
+            Some(param) => error.with_param(String::from_utf8_lossy(&param)),
+            None => error,
+        }
+    }
+}
+
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Self {
+        Self::from(&status)
+    }
+}
+
+fn from_transport(status: &tonic::Status) -> Error {
+    let code = match status.code() {
+        tonic::Code::InvalidArgument | tonic::Code::OutOfRange => Code::InvalidArgument,
+        tonic::Code::DeadlineExceeded => Code::DeadlineExceeded,
+        tonic::Code::Cancelled => Code::Cancelled,
+        tonic::Code::ResourceExhausted => Code::QueueFull,
+        tonic::Code::Unauthenticated => Code::InvalidApiKey,
+        tonic::Code::Unavailable => Code::Unavailable,
+        tonic::Code::Unimplemented => Code::Unsupported,
+        _ => Code::Internal,
+    };
+    match code {
+        Code::Internal => Error::internal(status),
+        Code::Unavailable => {
+            Error::new(code, "a service behind this one cannot be reached; try again").with_cause(status)
+        }
+        _ => Error::new(code, status.message()).with_cause(status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_message_and_param_survive_the_wire() {
+        for code in Code::ALL {
+            let sent = Error::new(code, "what to change").with_param("sampling.top_p");
+            let status = tonic::Status::from(sent);
+            assert_eq!(status.code(), code.grpc());
+            let received = Error::from(&status);
+            assert_eq!(received.code(), code);
+            assert_eq!(received.message(), "what to change");
+            assert_eq!(received.param(), Some("sampling.top_p"));
+        }
+    }
+
+    #[test]
+    fn the_operators_detail_does_not_travel() {
+        let cause = std::io::Error::other("/secret/path");
+        let status = tonic::Status::from(Error::internal(&cause));
+        assert!(!format!("{status:?}").contains("secret"));
+    }
+
+    #[test]
+    fn a_transport_error_keeps_its_meaning() {
+        let status = tonic::Status::from_error(Box::new(std::io::Error::other("refused")));
+        let error = Error::from(status);
+        assert!(matches!(error.code(), Code::Internal | Code::Unavailable));
+    }
+}

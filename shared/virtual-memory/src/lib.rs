@@ -1,0 +1,1 @@
+//! Virtual memory with physical pages mapped on demand.

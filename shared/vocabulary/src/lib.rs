@@ -1,0 +1,1 @@
+//! AdaptiVocab as a library.

@@ -1,0 +1,1 @@
+//! System tests: all services, real sockets, real models.
