@@ -1,1 +1,14 @@
-//! Settings: defaults, TOML file, environment, flags.
+//! Settings: defaults, then a TOML file, then the environment (`FUSED_…`), then flags; the later wins.
+//!
+//! One flat list of keys for all subcommands, so that one file and one set of variables can serve all three services.
+//! A key has one name everywhere: `max_model_len` in the file, `FUSED_MAX_MODEL_LEN` in the environment,
+//! `--max-model-len` as a flag. An unknown key is an error that says where it came from.
+
+mod flags;
+mod load;
+mod settings;
+mod spelling;
+
+pub use flags::Flags;
+pub use load::{SettingsError, load};
+pub use settings::Settings;

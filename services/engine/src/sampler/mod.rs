@@ -1,0 +1,138 @@
+//! Draws tokens from logits.
+//!
+//! Order: repetition, presence and frequency penalties, logit bias, bans; then temperature, min_p, top_k, top_p.
+//! Log-probabilities are of the model's own distribution, before any of these. Draws come from a counter-based generator
+//! keyed by seed, sequence and position, so that the same seed gives the same tokens whatever else is in the batch.
+
+mod draw;
+mod logprobs;
+mod penalties;
+
+use fused_vocabulary::TokenId;
+
+pub use logprobs::logprobs;
+
+/// How a request wants its tokens drawn; in range (see `request`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// (0, 1]; 1 is off.
+    pub top_p: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    /// [0, 1]; 0 is off.
+    pub min_p: f32,
+    /// Given or drawn at admission.
+    pub seed: u64,
+    /// Over 0; 1 is off; over prompt and output.
+    pub repetition_penalty: f32,
+    /// 0 is off; over output.
+    pub presence_penalty: f32,
+    /// 0 is off; over output.
+    pub frequency_penalty: f32,
+    /// Added to the logits.
+    pub logit_bias: Vec<(TokenId, f32)>,
+}
+
+/// One draw.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleStep<'a> {
+    /// The request's parameters.
+    pub sampling: &'a Sampling,
+    /// Which of the request's sequences: part of the generator's key.
+    pub sequence_idx: u32,
+    /// The prompt.
+    pub prompt: &'a [TokenId],
+    /// The tokens drawn so far; its length is the position in the generator's sequence.
+    pub output: &'a [TokenId],
+    /// Tokens that may not be drawn (ending ones before `min_tokens`).
+    pub banned: &'a [TokenId],
+    /// How many of the likeliest to return; `None`: no log-probabilities at all.
+    pub num_logprobs: Option<u32>,
+}
+
+/// A drawn token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// The token.
+    pub token: TokenId,
+    /// Where asked for.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Log-probabilities of one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that stands there.
+    pub token: TokenId,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens, in descending order.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Draws the next token from one row of logits, `[vocab_size]`, which it overwrites.
+///
+/// A logit that is not a number counts as minus infinity; where none is finite, token 0 is drawn, since a row of
+/// nonsense must not end anybody else's request.
+#[must_use]
+pub fn sample(logits: &mut [f32], step: &SampleStep<'_>) -> SampledToken {
+    for logit in logits.iter_mut().filter(|logit| logit.is_nan()) {
+        *logit = f32::NEG_INFINITY;
+    }
+    // The log-probabilities are of the untouched row, and of which token is known only after the draw.
+    let untouched = step.num_logprobs.map(|num_top| (num_top, logits.to_vec()));
+    penalties::apply(logits, step);
+    let token = draw::draw(logits, step);
+    let logprobs = untouched.map(|(num_top, row)| logprobs(&row, token, num_top));
+    SampledToken { token, logprobs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn sampling() -> Sampling {
+        Sampling {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 7,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+        }
+    }
+
+    pub(super) fn step<'a>(sampling: &'a Sampling, output: &'a [TokenId]) -> SampleStep<'a> {
+        SampleStep { sampling, sequence_idx: 0, prompt: &[], output, banned: &[], num_logprobs: None }
+    }
+
+    #[test]
+    fn a_row_of_nonsense_draws_a_token_all_the_same() {
+        for temperature in [0.0, 1.0] {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let sampling = Sampling { temperature, ..sampling() };
+                let drawn = sample(&mut [value; 5], &step(&sampling, &[]));
+                assert!(drawn.token.0 < 5);
+            }
+        }
+    }
+
+    #[test]
+    fn logprobs_are_of_the_models_own_distribution() {
+        let sampling =
+            Sampling { temperature: 0.0, logit_bias: vec![(TokenId(2), 100.0)], ..sampling() };
+        let mut step = step(&sampling, &[]);
+        step.num_logprobs = Some(1);
+        let drawn = sample(&mut [1.0, 3.0, 0.0], &step);
+        assert_eq!(drawn.token, TokenId(2));
+        let logprobs = drawn.logprobs.unwrap();
+        let normaliser = (1f64.exp() + 3f64.exp() + 1.0).ln();
+        assert!((f64::from(logprobs.logprob) + normaliser).abs() < 1e-6);
+        assert_eq!(logprobs.top[0].0, TokenId(1));
+    }
+}

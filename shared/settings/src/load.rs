@@ -1,0 +1,194 @@
+use std::path::PathBuf;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+
+use crate::{Flags, Settings};
+
+const ENV_PREFIX: &str = "FUSED_";
+
+/// Settings that cannot be used; says which key and where it came from.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file does not exist.
+    #[error("there is no settings file {}", .0.display())]
+    NoFile(PathBuf),
+    /// A key is unknown or its value has the wrong type.
+    #[error("{}", describe(.0))]
+    Invalid(Box<figment::Error>),
+    /// A value is out of range.
+    #[error("setting {key}: {problem}")]
+    OutOfRange {
+        /// Which setting.
+        key: &'static str,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+}
+
+/// The effective settings: defaults, the file named by `--config` or `FUSED_CONFIG`, the environment, flags.
+///
+/// # Errors
+/// See [`SettingsError`].
+pub fn load(flags: &Flags) -> Result<Settings, SettingsError> {
+    let mut figment = Figment::from(Serialized::defaults(Settings::default()));
+    if let Some(file) = &flags.config {
+        if !file.is_file() {
+            return Err(SettingsError::NoFile(file.clone()));
+        }
+        figment = figment.merge(Toml::file_exact(file));
+    }
+    // FUSED_CONFIG names the file; FUSED_TEST_… belongs to the tests.
+    let environment =
+        Env::prefixed(ENV_PREFIX).filter(|key| key != "config" && !key.as_str().starts_with("test_"));
+    let settings: Settings = figment
+        .merge(environment)
+        .merge(Serialized::globals(flags))
+        .extract()
+        .map_err(|error| SettingsError::Invalid(Box::new(error)))?;
+    check(&settings)?;
+    Ok(settings)
+}
+
+fn check(settings: &Settings) -> Result<(), SettingsError> {
+    let at_least_one = [
+        ("max_num_sequences", settings.max_num_sequences),
+        ("token_budget", settings.token_budget),
+        ("max_waiting_requests", settings.max_waiting_requests),
+        ("stream_buffer", settings.stream_buffer),
+        ("tokenizer_threads", settings.tokenizer_threads),
+        ("max_waiting_texts", settings.max_waiting_texts),
+        ("max_requests_in_flight", settings.max_requests_in_flight),
+        ("max_body_bytes", settings.max_body_bytes),
+        ("max_model_len", settings.max_model_len.unwrap_or(1)),
+    ];
+    for (key, value) in at_least_one {
+        if value == 0 {
+            return Err(SettingsError::OutOfRange { key, problem: "must be at least 1".to_owned() });
+        }
+    }
+    if settings.attention_backend != "fa_vattn" {
+        return Err(SettingsError::OutOfRange {
+            key: "attention_backend",
+            problem: format!(
+                "`{}` is not offered: keys and values are contiguous in virtual memory here, which is `fa_vattn`",
+                settings.attention_backend
+            ),
+        });
+    }
+    if !(0.0..=1.0).contains(&settings.trace_sample_ratio) {
+        return Err(SettingsError::OutOfRange {
+            key: "trace_sample_ratio",
+            problem: format!("must be from 0 to 1, not {}", settings.trace_sample_ratio),
+        });
+    }
+    Ok(())
+}
+
+/// One sentence a figment error: which key, what is wrong, from where.
+fn describe(error: &figment::Error) -> String {
+    let sentences: Vec<String> = error
+        .clone()
+        .into_iter()
+        .map(|error| {
+            let source = error.metadata.as_ref().map_or_else(String::new, |metadata| {
+                let place = metadata.source.as_ref().map(|source| format!(" {source}")).unwrap_or_default();
+                format!(" (from {}{place})", metadata.name)
+            });
+            let key = error.path.join(".");
+            match &error.kind {
+                figment::error::Kind::UnknownField(name, _) => format!("there is no setting `{name}`{source}"),
+                kind if key.is_empty() => format!("{kind}{source}"),
+                kind => format!("setting {key}: {kind}{source}"),
+            }
+        })
+        .collect();
+    sentences.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use std::io::Write;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn flags(arguments: &[&str]) -> Flags {
+        Command::parse_from(std::iter::once("fused").chain(arguments.iter().copied())).flags
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = file("port = 9000\ntoken_budget = 64\nengine = [\"http://a:1\", \"http://b:1\"]\n");
+        let path = file.path().to_str().unwrap();
+        let settings = load(&flags(&["--config", path, "--port", "9001"])).unwrap();
+        assert_eq!((settings.port, settings.token_budget, settings.max_num_sequences), (9001, 64, 64));
+        assert_eq!(settings.engine, ["http://a:1", "http://b:1"]);
+    }
+
+    #[test]
+    fn the_names_of_the_systems_it_replaces_are_accepted() {
+        let settings = load(&flags(&[
+            "--model_name",
+            "/models/m",
+            "--patch_tokenizer_path",
+            "p.json",
+            "--model_attention_backend",
+            "fa_vattn",
+            "--model_block_size",
+            "2097152",
+        ]))
+        .unwrap();
+        assert_eq!(settings.model.as_deref(), Some("/models/m"));
+        assert_eq!(settings.patch_vocabulary.as_deref(), Some("p.json"));
+        assert_eq!(settings.page_bytes, Some(2_097_152));
+        let error = load(&flags(&["--model_attention_backend", "fa_paged"])).unwrap_err().to_string();
+        assert!(error.contains("attention_backend") && error.contains("fa_paged"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_says_where_it_came_from() {
+        let file = file("modle = \"x\"\n");
+        let path = file.path().to_str().unwrap();
+        let error = load(&flags(&["--config", path])).unwrap_err().to_string();
+        assert!(error.contains("`modle`") && error.contains(path), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_type_names_key_and_place() {
+        let file = file("port = \"many\"\n");
+        let path = file.path().to_str().unwrap();
+        let error = load(&flags(&["--config", path])).unwrap_err().to_string();
+        assert!(error.contains("port") && error.contains(path), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_and_a_zero_are_refused() {
+        let missing = load(&flags(&["--config", "no/such.toml"])).unwrap_err().to_string();
+        assert!(missing.contains("no/such.toml"), "{missing}");
+        let zero = load(&flags(&["--token-budget", "0"])).unwrap_err().to_string();
+        assert!(zero.contains("token_budget"), "{zero}");
+    }
+
+    #[test]
+    fn shown_settings_can_be_read_back_and_hide_keys() {
+        let settings = load(&flags(&["--api-key", "secret", "--max-model-len", "77"])).unwrap();
+        let shown = settings.to_toml().unwrap();
+        assert!(!shown.contains("secret"));
+        let file = file(&shown);
+        let again = load(&flags(&["--config", file.path().to_str().unwrap()])).unwrap();
+        assert_eq!(again.max_model_len, Some(77));
+    }
+}

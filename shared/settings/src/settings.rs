@@ -1,0 +1,140 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spelling::{list, optional_text, text};
+
+/// The effective settings of a process. Sizes in bytes, times in seconds, as the names say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// A model directory or a hub id `ORG/NAME[@REVISION]`; none: the demo model in this binary.
+    #[serde(deserialize_with = "optional_text")]
+    pub model: Option<String>,
+    /// The name clients use; none: the directory's name or the hub id.
+    #[serde(deserialize_with = "optional_text")]
+    pub served_model_name: Option<String>,
+    /// A patch vocabulary file; `none` switches off the one in the model directory.
+    #[serde(deserialize_with = "optional_text")]
+    pub patch_vocabulary: Option<String>,
+
+    /// `auto`, `cpu` or `cuda:N`.
+    #[serde(deserialize_with = "text")]
+    pub device: String,
+    /// How requests' keys and values are stored: `fa_vattn` is the only one.
+    #[serde(deserialize_with = "text")]
+    pub attention_backend: String,
+    /// Prompt and output tokens of one sequence; none: what the model was trained for.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once, each in its own slot of KV memory.
+    pub max_num_sequences: usize,
+    /// Tokens of one step, decodes and prefill chunks together (Sarathi-Serve's token budget).
+    pub token_budget: usize,
+    /// Physical memory for keys and values; none: all slots full, or half of the machine's memory if that is less.
+    pub kv_cache_bytes: Option<u64>,
+    /// Bytes of one physical page; none: chosen by the model's size.
+    pub page_bytes: Option<usize>,
+    /// Requests that wait for a slot; one more is refused with 429.
+    pub max_waiting_requests: usize,
+    /// Messages buffered for a client that does not read; one more cancels its request.
+    pub stream_buffer: usize,
+
+    /// Engines the tokenizer sends to, `http://HOST:PORT`.
+    #[serde(deserialize_with = "list")]
+    pub engine: Vec<String>,
+    /// Threads that encode.
+    pub tokenizer_threads: usize,
+    /// Texts waiting to be encoded; one more is refused with 429.
+    pub max_waiting_texts: usize,
+
+    /// The tokenizer the gateway sends to, `http://HOST:PORT`.
+    #[serde(deserialize_with = "optional_text")]
+    pub tokenizer: Option<String>,
+    /// API keys that are let in; none at all: everybody is.
+    #[serde(deserialize_with = "list")]
+    pub api_key: Vec<String>,
+    /// A file with one API key a line.
+    pub api_key_file: Option<PathBuf>,
+    /// Requests the gateway has in flight; one more is refused with 429.
+    pub max_requests_in_flight: usize,
+    /// The largest request body.
+    pub max_body_bytes: usize,
+    /// Origins whose pages may call the API from a browser; `*` for all.
+    #[serde(deserialize_with = "list")]
+    pub allowed_origins: Vec<String>,
+
+    /// The address to listen on.
+    #[serde(deserialize_with = "text")]
+    pub host: String,
+    /// The HTTP port; 0 is any free one.
+    pub port: u16,
+    /// The gRPC port; none: 50051 for the tokenizer, 50052 for the engine, no port in `serve`.
+    pub grpc_port: Option<u16>,
+    /// The HTTP port for /metrics of the tokenizer and the engine; none: no port. The gateway has its own route.
+    pub metrics_port: Option<u16>,
+    /// How long running requests may go on after SIGTERM.
+    pub drain_timeout_s: u64,
+
+    /// Which log lines are written, such as `info` or `warn,fused_engine=debug`.
+    #[serde(deserialize_with = "text")]
+    pub log_filter: String,
+    /// `text` or `json`.
+    #[serde(deserialize_with = "text")]
+    pub log_format: String,
+    /// Where spans go, OTLP over gRPC; none: nowhere.
+    #[serde(deserialize_with = "optional_text")]
+    pub otlp_endpoint: Option<String>,
+    /// The share of traces recorded where the caller has not decided it.
+    pub trace_sample_ratio: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            model: None,
+            served_model_name: None,
+            patch_vocabulary: None,
+            device: "auto".to_owned(),
+            attention_backend: "fa_vattn".to_owned(),
+            max_model_len: None,
+            max_num_sequences: 64,
+            token_budget: 512,
+            kv_cache_bytes: None,
+            page_bytes: None,
+            max_waiting_requests: 1024,
+            stream_buffer: 4096,
+            engine: Vec::new(),
+            tokenizer_threads: 2,
+            max_waiting_texts: 1024,
+            tokenizer: None,
+            api_key: Vec::new(),
+            api_key_file: None,
+            max_requests_in_flight: 1024,
+            max_body_bytes: 4 << 20,
+            allowed_origins: Vec::new(),
+            host: "127.0.0.1".to_owned(),
+            port: 8000,
+            grpc_port: None,
+            metrics_port: None,
+            drain_timeout_s: 30,
+            log_filter: "info".to_owned(),
+            log_format: "text".to_owned(),
+            otlp_endpoint: None,
+            trace_sample_ratio: 1.0,
+        }
+    }
+}
+
+impl Settings {
+    /// The settings as a TOML file, with secrets left out.
+    ///
+    /// # Errors
+    /// None that can happen: every setting is a TOML value.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let mut shown = self.clone();
+        for key in &mut shown.api_key {
+            *key = "(hidden)".to_owned();
+        }
+        toml::to_string(&shown)
+    }
+}
