@@ -1,0 +1,100 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use fused_settings::Flags;
+
+/// Serves a language model whose vocabulary was adapted to one domain.
+#[derive(Parser, Debug)]
+#[command(name = "fused", version, about, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run gateway, tokenizer and engine in one process
+    Serve(Service),
+    /// Run the gateway: OpenAI REST in front of a tokenizer
+    Gateway(Service),
+    /// Run the tokenizer: the text API in front of engines
+    Tokenizer(Service),
+    /// Run an engine: the token API
+    Engine(Service),
+    /// Work with patch vocabularies
+    #[command(subcommand)]
+    Vocab(Vocab),
+    /// Measure a server: tokens per second, time to first token
+    Bench(Bench),
+    /// Ask a service whether it is ready; exits with 0 if it is
+    Probe(Probe),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Service {
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    /// Print the effective settings as TOML and exit
+    #[arg(long)]
+    pub(crate) print_settings: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Vocab {
+    /// Choose n-tokens for a domain from a corpus
+    Build(VocabBuild),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VocabBuild {
+    /// Model directory or hub id whose tokenizer is adapted [default: the demo model in this binary]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Option<String>,
+    /// Text of the domain, documents divided by lines `<|endoftext|>`; may be repeated
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) corpus: Vec<PathBuf>,
+    /// How many n-tokens to add, and as many little-used tokens to remove
+    #[arg(long, value_name = "N")]
+    pub(crate) add: usize,
+    /// Where to write the patch vocabulary
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bench {
+    /// Server to measure [default: one in this process, with the demo model]
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// API key to send
+    #[arg(long, value_name = "KEY", env = "FUSED_BENCH_API_KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+    /// Requests at once in the concurrent part
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) concurrency: usize,
+    /// Output tokens a request
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Repetitions of each part; the median is printed
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) runs: usize,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Probe {
+    /// http://HOST:PORT/PATH, or grpc://HOST:PORT[/SERVICE] for grpc.health.v1
+    pub(crate) url: String,
+    /// Seconds to wait for an answer
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| format!("`{text}` is not a number of seconds"))
+}

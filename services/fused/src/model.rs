@@ -1,0 +1,60 @@
+//! Which model: the one named by the settings, or the demo model that this binary carries.
+
+use std::path::Path;
+
+use anyhow::Context;
+use fused_checkpoint::ModelFiles;
+use fused_settings::Settings;
+use fused_vocabulary::PatchVocabulary;
+
+/// The patch vocabulary of a model directory.
+const PATCH_FILE: &str = "patch_vocabulary.json";
+
+macro_rules! demo_file {
+    ($name:literal) => {
+        ($name, include_bytes!(concat!("../../../tests/models/demo-llama/", $name)))
+    };
+}
+
+const DEMO_NAME: &str = "demo-llama";
+static DEMO_FILES: [(&str, &[u8]); 6] = [
+    demo_file!("config.json"),
+    demo_file!("generation_config.json"),
+    demo_file!("model.safetensors"),
+    demo_file!("tokenizer.json"),
+    demo_file!("tokenizer_config.json"),
+    demo_file!("patch_vocabulary.json"),
+];
+
+/// The files of the model that `model` names; none: the demo model.
+pub(crate) fn files(model: Option<&str>) -> anyhow::Result<ModelFiles> {
+    match model {
+        None => Ok(ModelFiles::embedded(DEMO_NAME, &DEMO_FILES)),
+        Some(model) => ModelFiles::resolve(model).with_context(|| format!("model `{model}`")),
+    }
+}
+
+/// The patch vocabulary: the file named by the settings, else the one beside the model, else none.
+pub(crate) fn patch(settings: &Settings, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
+    match settings.patch_vocabulary.as_deref() {
+        Some("none") => Ok(None),
+        Some(path) => {
+            let bytes = std::fs::read(Path::new(path)).with_context(|| format!("patch vocabulary `{path}`"))?;
+            let patch =
+                PatchVocabulary::parse(&bytes).with_context(|| format!("patch vocabulary `{path}`"))?;
+            Ok(Some(patch))
+        }
+        None => files
+            .read(PATCH_FILE)?
+            .map(|bytes| {
+                PatchVocabulary::parse(&bytes)
+                    .with_context(|| format!("{PATCH_FILE} of model `{}`", files.name()))
+            })
+            .transpose(),
+    }
+}
+
+/// The name clients use.
+pub(crate) fn served_name(settings: &Settings, files: &ModelFiles) -> String {
+    settings.served_model_name.clone().unwrap_or_else(|| files.name().to_owned())
+}

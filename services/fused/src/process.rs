@@ -1,0 +1,138 @@
+//! The life of a process that serves: settings, telemetry, services, signal, drain, end.
+
+use std::future::Future;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use fused_lifecycle::{Lifecycle, shutdown_signal};
+use fused_settings::Settings;
+use fused_telemetry::{Metrics, Telemetry};
+use tokio::sync::watch;
+
+use crate::cli::Service;
+
+/// How long tasks get to end once they are told to.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How often metrics that nobody scrapes are folded.
+const FOLD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a role is built from.
+pub(crate) struct Process {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) metrics: Metrics,
+}
+
+/// What a role, once built, can still report: the reason for which it cannot serve any more.
+pub(crate) type Failure = watch::Receiver<Option<String>>;
+
+/// Runs a role until SIGTERM, SIGINT or its failure.
+pub(crate) fn run<F>(
+    service: &Service,
+    service_name: &str,
+    build: impl FnOnce(Arc<Process>) -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<Failure>>,
+{
+    let settings = fused_settings::load(&service.flags)?;
+    if service.print_settings {
+        return print(&settings.to_toml()?);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let telemetry = Telemetry::start(&telemetry_config(&settings, service_name)?)?;
+        let result = run_until_told(settings, build).await;
+        telemetry.shut_down();
+        result
+    })
+}
+
+async fn run_until_told<F>(settings: Settings, build: impl FnOnce(Arc<Process>) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<Failure>>,
+{
+    let drain_timeout = Duration::from_secs(settings.drain_timeout_s);
+    let process = Arc::new(Process {
+        settings: Arc::new(settings),
+        lifecycle: Lifecycle::new(),
+        metrics: Metrics::install()?,
+    });
+    let lifecycle = process.lifecycle.clone();
+    lifecycle.spawn("fold metrics", fold_metrics(process.metrics.clone(), lifecycle.clone()));
+    // A signal that comes while the model loads ends the process at once: there is nothing to drain.
+    let mut failure = tokio::select! {
+        built = build(process) => built?,
+        signal = shutdown_signal() => {
+            tracing::info!(signal = signal?, "told to end while starting");
+            return Ok(());
+        }
+    };
+    let failed = tokio::select! {
+        signal = shutdown_signal() => {
+            tracing::info!(
+                signal = signal?,
+                requests = lifecycle.num_requests(),
+                grace_s = drain_timeout.as_secs(),
+                "draining: no new requests, running ones may finish"
+            );
+            None
+        }
+        reason = failure.wait_for(Option::is_some) => reason.ok().and_then(|reason| reason.clone()),
+    };
+    // After a failure there is nothing to wait for: clients have been told already.
+    let grace = if failed.is_some() { Duration::ZERO } else { drain_timeout };
+    let num_cut = lifecycle.shut_down(grace, STOP_GRACE).await?;
+    if let Some(reason) = failed {
+        anyhow::bail!("the engine failed: {reason}");
+    }
+    if num_cut > 0 {
+        tracing::warn!(requests = num_cut, "still running after the grace time, cut off");
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+async fn fold_metrics(metrics: Metrics, lifecycle: Lifecycle) {
+    let mut interval = tokio::time::interval(FOLD_INTERVAL);
+    let stopped = lifecycle.stopped();
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => metrics.fold(),
+            () = &mut stopped => return,
+        }
+    }
+}
+
+fn telemetry_config(settings: &Settings, service_name: &str) -> anyhow::Result<fused_telemetry::Config> {
+    Ok(fused_telemetry::Config {
+        service_name: service_name.to_owned(),
+        log_filter: settings.log_filter.clone(),
+        log_format: settings
+            .log_format
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .context("setting log_format")?,
+        otlp_endpoint: settings.otlp_endpoint.clone(),
+        trace_sample_ratio: settings.trace_sample_ratio,
+    })
+}
+
+/// Writes to standard output, which belongs to what a command was asked to print.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
+        // A reader that has seen enough, such as `head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Writes an error and its causes to standard error.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    // Nothing is left to do where standard error is gone.
+    let _ = writeln!(std::io::stderr(), "fused: {error:#}");
+}

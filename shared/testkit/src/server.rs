@@ -1,0 +1,210 @@
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// How long a server may take to say where it listens, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `fused` process; killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    /// `http://HOST:PORT` of what it serves, in the order printed.
+    pub urls: Vec<String>,
+    /// Talks to it.
+    pub http: reqwest::Client,
+    stderr: Option<Receiver<String>>,
+}
+
+/// A process that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// How.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it logged.
+    pub stderr: String,
+}
+
+/// Runs a command of the binary to its end.
+///
+/// # Errors
+/// It cannot be started, or did not end in a minute.
+pub fn run_to_end(binary: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Finished> {
+    let mut child = command(binary, arguments, environment).spawn()?;
+    let stdout = read_all(child.stdout.take());
+    let stderr = read_all(child.stderr.take());
+    let status = wait(&mut child)?;
+    Ok(Finished {
+        status,
+        stdout: stdout.recv_timeout(PATIENCE)?,
+        stderr: stderr.recv_timeout(PATIENCE)?,
+    })
+}
+
+impl Server {
+    /// Starts a service and waits until it listens: it prints one line `listening on URL` for each address.
+    ///
+    /// # Errors
+    /// It ended instead; the message has its log.
+    pub fn start(binary: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut child = command(binary, arguments, environment).spawn()?;
+        let stderr = read_all(child.stderr.take());
+        let stdout = child.stdout.take().context("no standard output")?;
+        let mut urls = Vec::new();
+        let mut lines = BufReader::new(stdout).lines();
+        // The banner ends with an empty line, or with the process.
+        for line in lines.by_ref() {
+            let line = line?;
+            if let Some(url) = line.strip_prefix("listening on ") {
+                urls.push(url.split(' ').next().unwrap_or(url).to_owned());
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        if urls.is_empty() {
+            wait(&mut child)?;
+            bail!("the server did not start: {}", stderr.recv_timeout(PATIENCE)?);
+        }
+        // Keeps the pipe open, so that the server can go on printing.
+        let _drain = std::thread::spawn(move || lines.count());
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(120)).build()?;
+        Ok(Self { child, urls, http, stderr: Some(stderr) })
+    }
+
+    /// The address of a route.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.urls[0])
+    }
+
+    /// `POST`s JSON; the status and the body.
+    ///
+    /// # Errors
+    /// No answer, or one that is no JSON.
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<(u16, Value)> {
+        let answer = self.http.post(self.url(path)).json(body).send().await?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.json().await?))
+    }
+
+    /// `GET`s text; the status and the body.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        let answer = self.http.get(self.url(path)).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
+    /// The sum of a metric over its labels; 0 where it was never recorded.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        Ok(text
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum())
+    }
+
+    /// Waits until a metric has a value.
+    ///
+    /// # Errors
+    /// It had not within ten seconds.
+    pub async fn wait_for_metric(&self, name: &str, value: f64) -> anyhow::Result<()> {
+        let started = Instant::now();
+        loop {
+            let current = self.metric(name).await?;
+            if (current - value).abs() < f64::EPSILON {
+                return Ok(());
+            }
+            if started.elapsed() > Duration::from_secs(10) {
+                bail!("{name} is {current}, not {value}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        Ok(kill_process(pid, Signal::TERM)?)
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// It did not end in a minute.
+    pub fn wait(mut self) -> anyhow::Result<(ExitStatus, String)> {
+        let status = wait(&mut self.child)?;
+        let stderr = self.stderr.take().context("waited twice")?;
+        Ok((status, stderr.recv_timeout(PATIENCE)?))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(binary: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(binary);
+    // What the developer's shell sets must not change a test.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("FUSED_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
+    let (sender, receiver) = sync_channel(1);
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What was read up to an error is still worth showing.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receiver
+}
+
+#[expect(clippy::disallowed_methods, reason = "the standard library offers no wait with a time-out")]
+fn wait(child: &mut Child) -> anyhow::Result<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if started.elapsed() > PATIENCE {
+            child.kill()?;
+            bail!("the process did not end within {PATIENCE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,275 @@
+"""Makes the golden data of this folder and the tiny fixture models, with Hugging Face transformers on the CPU.
+
+    python3 -m venv /tmp/venv-golden
+    /tmp/venv-golden/bin/pip install torch transformers safetensors
+    /tmp/venv-golden/bin/python tests/golden/make_golden.py
+
+It writes
+
+- `demo-llama.json`, `demo-gpt2.json`: for each of 20 prompts its text and token ids, 64 greedy tokens (plain argmax, not
+  stopped at the end-of-text token), and logits after the last prompt token: the 20 largest as [id, logit], and those of
+  the 64 ids in `sample_ids`;
+- `../models/tiny-*`: models with random weights, one for each shape of config.json and safetensors that is served;
+- `tiny-*.json`: for each of 4 prompts its token ids, all 128 logits after the last, and 24 greedy tokens.
+
+All arithmetic is in single precision, from the weights as they are stored. `min_margin` is the smallest distance
+between the two largest logits over all greedy steps of a prompt: another implementation must come closer than half of
+it to be sure of the same tokens.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+GOLDEN = pathlib.Path(__file__).resolve().parent
+MODELS = GOLDEN.parent / "models"
+
+VOCAB = 128
+SIZES = dict(vocab_size=VOCAB, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
+
+PROSE = (
+    "A queue in front of a server is a promise. Every request that waits in it was told that its turn will come, and "
+    "the longer the queue, the older the promise is when it is kept. Most systems are built by people who count the "
+    "requests served in a second and forget to count the seconds a request has waited. "
+)
+HISTORY = (
+    "The first railways ran on the clocks of the towns they joined. A traveller who left one station at noon arrived "
+    "at the next before he had left, or long after the journey could have ended, for every town kept the time of its "
+    "own sun. The companies printed tables of differences, guards carried two watches, and trains met on single lines "
+    "because two men had read the same minute from different dials. When the telegraph was laid beside the track, one "
+    "clock could at last tell all the others what it said, and within a few years the time of the railway was the "
+    "time of the country. "
+)
+RUST = (
+    "/// Returns the first element that satisfies the predicate.\n"
+    "///\n"
+    "/// # Examples\n"
+    "///\n"
+    "/// ```\n"
+    "/// let found = [1, 4, 9].iter().find(|x| **x > 3);\n"
+    "/// assert_eq!(found, Some(&4));\n"
+    "/// ```\n"
+    "pub fn find<T, P>(items: &[T], mut predicate: P) -> Option<&T>\n"
+    "where\n"
+    "    P: FnMut(&T) -> bool,\n"
+    "{\n"
+    "    for item in items {\n"
+    "        if predicate(item) {\n"
+    "            return Some(item);\n"
+    "        }\n"
+    "    }\n"
+    "    None\n"
+    "}\n"
+)
+
+
+def demo_prompts(tokenizer):
+    """Pairs of a name and a text."""
+    def chat(*turns):
+        roles = ("user", "assistant")
+        messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    return [
+        ("tldr git rebase", "# git rebase\n\n>"),
+        ("tldr after end of text", "<|endoftext|># tar\n\n> Archiving utility.\n"),
+        ("tldr in the middle", "# curl\n\n> Transfers data from or to a server.\n\n- Download a file:\n\n`curl"),
+        ("tldr unknown command", "# frobnicate\n\n>"),
+        ("single token", "The"),
+        ("end of text alone", "<|endoftext|>"),
+        ("one sentence", "The court held that the agency"),
+        ("biology", "Expression of the gene in liver cells was measured after"),
+        ("kubernetes", "## Motivation\n\nToday a Pod that is evicted"),
+        ("rust code", RUST),
+        ("python code", "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n"),
+        ("json", '{"name": "fused", "version": 1, "items": [1, 2, 3], "nested": {"'),
+        ("other scripts", "Größe, naïve, 日本語, Ελληνικά, 🚀 and"),
+        ("white space", "\n\n\n    \t  \n- "),
+        ("chat, one turn", chat("git commit")),
+        ("chat, three turns", chat("ls", "List directory contents.", "ls -l")),
+        ("chat, long turn", chat(PROSE.strip())),
+        ("long prose", PROSE * 4),
+        ("long history", HISTORY * 2),
+        ("long code", RUST * 2 + PROSE),
+    ]
+
+
+def rounded(x, digits):
+    return float(f"{x:.{digits}g}")
+
+
+@torch.inference_mode()
+def greedy(model, ids, num_tokens):
+    """The greedy continuation, the logits after the prompt, and the smallest margin. The whole sequence is computed
+    anew in each step, so that no cache can be wrong."""
+    sequence, first, margin = list(ids), None, float("inf")
+    for _ in range(num_tokens):
+        logits = model(torch.tensor([sequence]), use_cache=False).logits[0, -1]
+        first = logits if first is None else first
+        best = torch.topk(logits, 2)
+        margin = min(margin, (best.values[0] - best.values[1]).item())
+        sequence.append(best.indices[0].item())
+    return sequence[len(ids):], first, margin
+
+
+def load(directory):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def write(name, head, prompts):
+    """One line a prompt, so that a change can be read."""
+    head = {"model": name, "torch": torch.__version__, "transformers": transformers.__version__, **head}
+    lines = ",\n".join(json.dumps(prompt, ensure_ascii=False, separators=(",", ":")) for prompt in prompts)
+    text = json.dumps(head, separators=(",", ":"))[:-1] + ',"prompts":[\n' + lines + "\n]}\n"
+    (GOLDEN / f"{name}.json").write_text(text)
+    worst = min(prompt["min_margin"] for prompt in prompts)
+    distinct = len({token for prompt in prompts for token in prompt["greedy"]})
+    print(f"{name}: {len(text)} bytes, {len(prompts)} prompts, {distinct} distinct tokens, min margin {worst}")
+
+
+def make_demo(name):
+    directory = MODELS / name
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = load(directory)
+    generator = torch.Generator().manual_seed(20)
+    sample_ids = sorted(torch.randperm(model.config.vocab_size, generator=generator)[:64].tolist())
+    prompts = []
+    for title, text in demo_prompts(tokenizer):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens, logits, margin = greedy(model, ids, 64)
+        top = torch.topk(logits, 20)
+        prompts.append({
+            "name": title, "text": text, "ids": ids, "greedy": tokens,
+            "top": [[i, rounded(v, 6)] for i, v in zip(top.indices.tolist(), top.values.tolist())],
+            "sample": [rounded(v, 6) for v in logits[sample_ids].tolist()],
+            "min_margin": rounded(margin, 3),
+        })
+    write(name, {"sample_ids": sample_ids}, prompts)
+
+
+def random_weights(model, seed):
+    """Weights that leave nothing flat: norms away from one, biases away from zero, projections that keep the size of
+    what passes them."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() == 1:
+            value = 0.3 * noise if name.endswith("bias") else 1 + 0.3 * noise
+        elif "embed_tokens" in name:
+            value = 0.5 * noise
+        elif "wte" in name or "wpe" in name:
+            # Small, or GPT-2's tied output matrix makes every token follow itself.
+            value = 0.15 * noise
+        else:
+            # A linear layer is stored [out, in], GPT-2's the other way round.
+            fan_in = parameter.shape[0] if isinstance(model.config, GPT2Config) else parameter.shape[1]
+            value = 1.4 * noise / fan_in**0.5
+        parameter.data.copy_(value)
+
+
+def old_spelling(config):
+    """config.json as transformers before version 5 wrote it."""
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    config["transformers_version"] = "4.38.0"
+
+
+def make_tiny(name, config, dtype, seed, old=False, num_shards=1, rename=lambda name: name, extra=None):
+    directory = MODELS / name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    model = AutoModelForCausalLM.from_config(config)
+    random_weights(model, seed)
+    tensors = {rename(name): tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
+    tensors.update(extra or {})
+
+    def save(part, file):
+        save_file(part, directory / file, metadata={"format": "pt"})
+        os.chmod(directory / file, 0o644)  # safetensors makes it readable for its owner only
+
+    if num_shards == 1:
+        save(tensors, "model.safetensors")
+    else:
+        names = sorted(tensors)
+        weight_map = {}
+        for shard in range(num_shards):
+            file = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
+            part = names[shard::num_shards]
+            weight_map.update(dict.fromkeys(part, file))
+            save({name: tensors[name] for name in part}, file)
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+    written = config.to_diff_dict()
+    written["architectures"] = [type(model).__name__]
+    written["dtype"] = str(dtype).removeprefix("torch.")
+    if old:
+        old_spelling(written)
+    (directory / "config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
+
+    generation = {"bos_token_id": 1, "eos_token_id": [2, 5]}
+    (directory / "generation_config.json").write_text(json.dumps(generation) + "\n")
+
+    # From the files, so that the golden data prove them readable too.
+    model = load(directory)
+    generator = torch.Generator().manual_seed(seed + 1)
+    prompts = []
+    for length in (5, 12, 23, 40):
+        ids = torch.randint(3, VOCAB, (length,), generator=generator).tolist()
+        tokens, logits, margin = greedy(model, ids, 24)
+        prompts.append({"ids": ids, "greedy": tokens, "logits": [rounded(v, 7) for v in logits.tolist()],
+                        "min_margin": rounded(margin, 3)})
+    write(name, {"seed": seed}, prompts)
+
+
+def make_all_tiny():
+    make_tiny("tiny-llama3", LlamaConfig(**SIZES, rope_parameters={
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}), torch.bfloat16, seed=100)
+    make_tiny("tiny-llama-bias", LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, rms_norm_eps=0.05,
+        rope_parameters={"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}),
+        torch.float32, seed=200, old=True)
+    make_tiny("tiny-llama-sharded", LlamaConfig(**{**SIZES, "num_key_value_heads": None}, hidden_act="gelu"),
+        torch.float16, seed=300, num_shards=2)
+    make_tiny("tiny-mistral", MistralConfig(**SIZES, head_dim=16, sliding_window=8), torch.bfloat16, seed=400, old=True)
+    make_tiny("tiny-qwen2", Qwen2Config(**{**SIZES, "num_hidden_layers": 3}, tie_word_embeddings=True,
+        use_sliding_window=True, sliding_window=6, max_window_layers=1), torch.bfloat16, seed=500, old=True)
+    make_tiny("tiny-qwen3", Qwen3Config(**SIZES, head_dim=24, tie_word_embeddings=True, use_sliding_window=True,
+        sliding_window=6, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}), torch.bfloat16, seed=600)
+    # As OpenAI's own checkpoints are: no outer name, and the causal mask stored as if it were a weight.
+    mask = torch.tril(torch.ones(1, 1, 128, 128, dtype=torch.bool))
+    make_tiny("tiny-gpt2", GPT2Config(vocab_size=VOCAB, n_embd=48, n_layer=3, n_head=4, n_inner=80, n_positions=128,
+        bos_token_id=1, eos_token_id=2, scale_attn_by_inverse_layer_idx=True), torch.bfloat16, seed=700,
+        rename=lambda name: name.removeprefix("transformer."), extra={"h.0.attn.bias": mask})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    make_all_tiny()
+    make_demo("demo-llama")
+    make_demo("demo-gpt2")

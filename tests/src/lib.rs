@@ -1,1 +1,0 @@
-//! System tests: all services, real sockets, real models.

@@ -1,0 +1,61 @@
+//! SIGTERM drains: no new requests, running ones finish up to the grace time, exit status 0.
+
+use std::path::Path;
+use std::time::Instant;
+
+use fused_testkit::{Server, events};
+use futures_util::StreamExt;
+use serde_json::json;
+
+fn serve(drain_timeout: &str) -> Server {
+    let arguments = ["serve", "--port", "0", "--drain-timeout", drain_timeout];
+    Server::start(Path::new(env!("CARGO_BIN_EXE_fused")), &arguments, &[]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_requests_finish_and_new_ones_are_refused() {
+    let server = serve("30");
+    let request = json!({"prompt": "<|endoftext|># tar\n\n>", "max_tokens": 900, "temperature": 0,
+        "ignore_eos": true, "stream": true});
+    let running = server.http.post(server.url("/v1/completions")).json(&request).send().await.unwrap();
+    let mut chunks = running.bytes_stream();
+    let mut body = chunks.next().await.unwrap().unwrap().to_vec();
+    server.terminate().unwrap();
+
+    // The stage changes a moment after the signal.
+    let refused = loop {
+        let answer = server.post("/v1/completions", &json!({"prompt": "x", "max_tokens": 1})).await.unwrap();
+        if answer.0 != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refused.0, 503, "{}", refused.1);
+    assert_eq!(refused.1["error"]["code"], "shutting_down");
+    assert_eq!(server.get("/ready").await.unwrap().0, 503);
+    assert_eq!(server.get("/health").await.unwrap().0, 200);
+
+    while let Some(chunk) = chunks.next().await {
+        body.extend_from_slice(&chunk.unwrap());
+    }
+    let events = events(&String::from_utf8(body).unwrap()).unwrap();
+    assert!(events.is_done);
+    assert_eq!(events.finish_reasons(0), ["length"]);
+    let (status, log) = server.wait().unwrap();
+    assert!(status.success(), "{status}: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_grace_time_is_kept() {
+    let server = serve("1");
+    // More than a second of work: many long sequences.
+    let request = json!({"prompt": "<|endoftext|># tar\n\n>", "max_tokens": 1000, "n": 48, "temperature": 0,
+        "ignore_eos": true, "stream": true});
+    let running = server.http.post(server.url("/v1/completions")).json(&request).send().await.unwrap();
+    let mut chunks = running.bytes_stream();
+    chunks.next().await.unwrap().unwrap();
+    let started = Instant::now();
+    server.terminate().unwrap();
+    let (status, log) = server.wait().unwrap();
+    assert!(status.success(), "{status}: {log}");
+    assert!(started.elapsed().as_secs() < 12, "took {:?}", started.elapsed());
+}
