@@ -251,19 +251,19 @@ def make_all_tiny():
         "original_max_position_embeddings": 64}), torch.bfloat16, seed=100)
     make_tiny("tiny-llama-bias", LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, rms_norm_eps=0.05,
         rope_parameters={"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}),
-        torch.float32, seed=200, old=True)
+        torch.float32, seed=204, old=True)
     make_tiny("tiny-llama-sharded", LlamaConfig(**{**SIZES, "num_key_value_heads": None}, hidden_act="gelu"),
-        torch.float16, seed=300, num_shards=2)
+        torch.float16, seed=306, num_shards=2)
     make_tiny("tiny-mistral", MistralConfig(**SIZES, head_dim=16, sliding_window=8), torch.bfloat16, seed=400, old=True)
     make_tiny("tiny-qwen2", Qwen2Config(**{**SIZES, "num_hidden_layers": 3}, tie_word_embeddings=True,
-        use_sliding_window=True, sliding_window=6, max_window_layers=1), torch.bfloat16, seed=500, old=True)
+        use_sliding_window=True, sliding_window=6, max_window_layers=1), torch.bfloat16, seed=502, old=True)
     make_tiny("tiny-qwen3", Qwen3Config(**SIZES, head_dim=24, tie_word_embeddings=True, use_sliding_window=True,
         sliding_window=6, layer_types=["sliding_attention", "full_attention"],
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}), torch.bfloat16, seed=600)
     # As OpenAI's own checkpoints are: no outer name, and the causal mask stored as if it were a weight.
     mask = torch.tril(torch.ones(1, 1, 128, 128, dtype=torch.bool))
     make_tiny("tiny-gpt2", GPT2Config(vocab_size=VOCAB, n_embd=48, n_layer=3, n_head=4, n_inner=80, n_positions=128,
-        bos_token_id=1, eos_token_id=2, scale_attn_by_inverse_layer_idx=True), torch.bfloat16, seed=700,
+        bos_token_id=1, eos_token_id=2, scale_attn_by_inverse_layer_idx=True), torch.bfloat16, seed=708,
         rename=lambda name: name.removeprefix("transformer."), extra={"h.0.attn.bias": mask})
 
 

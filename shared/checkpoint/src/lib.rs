@@ -1,1 +1,19 @@
-//! Hugging Face model directories.
+//! Hugging Face model directories: what a model is made of, read and checked once.
+//!
+//! [`ModelFiles`] finds the files (a directory, a hub id, or carried in the binary); [`ModelConfig`] is config.json,
+//! normalised over the families served here; [`Checkpoint`] gives the tensors of one or sharded safetensors files,
+//! in place. Whatever is wrong with a model is found here, at start, and said with the model's, file's, key's or
+//! tensor's name. This crate never computes with weights and never looks into a tokenizer.
+
+mod config;
+mod error;
+mod files;
+mod hub;
+mod tensor;
+mod weights;
+
+pub use config::{Activation, Family, ModelConfig, Rope, RopeScaling};
+pub use error::{Error, Result};
+pub use files::{FileBytes, ModelFiles};
+pub use tensor::{Dtype, Tensor};
+pub use weights::Checkpoint;

@@ -1,0 +1,378 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+
+fn parse(config: &Value) -> Result<ModelConfig> {
+    parse_with(config, None)
+}
+
+fn parse_with(config: &Value, generation: Option<&Value>) -> Result<ModelConfig> {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join(CONFIG_FILE), config.to_string()).unwrap();
+    if let Some(generation) = generation {
+        fs::write(dir.path().join(GENERATION_CONFIG_FILE), generation.to_string()).unwrap();
+    }
+    ModelConfig::parse(&ModelFiles::open(dir.path()).unwrap())
+}
+
+/// `base` with the keys of `changes`.
+fn with(base: &Value, changes: Value) -> Value {
+    let mut config = base.clone();
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    config
+}
+
+fn without(base: &Value, key: &str) -> Value {
+    let mut config = base.clone();
+    config.as_object_mut().unwrap().remove(key).unwrap();
+    config
+}
+
+/// The keys that no default replaces.
+fn smallest(model_type: &str) -> Value {
+    json!({
+        "model_type": model_type, "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    })
+}
+
+fn gpt2() -> Value {
+    json!({ "model_type": "gpt2", "vocab_size": 100, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256 })
+}
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models")
+}
+
+fn fixture(name: &str) -> ModelConfig {
+    ModelConfig::parse(&ModelFiles::open(&models().join(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn defaults_are_those_of_transformers() {
+    let llama = parse(&smallest("llama")).unwrap();
+    assert_eq!(llama.norm_eps, 1e-6);
+    assert_eq!(llama.activation, Activation::Silu);
+    assert_eq!(llama.rope, Some(Rope { theta: 10_000.0, scaling: RopeScaling::None }));
+    assert_eq!((llama.head_dim, llama.num_kv_heads), (16, 2));
+    assert!(!llama.tie_word_embeddings && !llama.qkv_bias && !llama.attention_output_bias && !llama.mlp_bias);
+    assert_eq!(llama.sliding_window, [None; 3]);
+    assert_eq!((llama.bos_token_id, llama.eos_token_ids.len(), llama.dtype), (None, 0, None));
+
+    assert_eq!(parse(&smallest("mistral")).unwrap().sliding_window, [Some(4096); 3]);
+    let qwen2 = parse(&smallest("qwen2")).unwrap();
+    assert!(qwen2.qkv_bias && !qwen2.attention_output_bias && !qwen2.qk_norm);
+    let qwen3 = parse(&smallest("qwen3")).unwrap();
+    assert!(qwen3.qk_norm && !qwen3.qkv_bias);
+    assert_eq!(qwen3.head_dim, 128);
+
+    let gpt2 = parse(&gpt2()).unwrap();
+    assert_eq!((gpt2.intermediate_size, gpt2.head_dim, gpt2.num_kv_heads), (256, 16, 4));
+    assert_eq!(gpt2.activation, Activation::GeluTanh);
+    assert_eq!((gpt2.rope, gpt2.norm_eps), (None, 1e-5));
+    assert!(gpt2.tie_word_embeddings && gpt2.scale_attention && !gpt2.scale_attention_by_layer);
+    assert!(gpt2.qkv_bias && gpt2.attention_output_bias && gpt2.mlp_bias);
+}
+
+#[test]
+fn key_value_heads_left_out_or_null_mean_what_transformers_makes_of_them() {
+    for (model_type, absent) in [("llama", 64), ("mistral", 8), ("qwen2", 32), ("qwen3", 32)] {
+        let config = with(&smallest(model_type), json!({ "num_attention_heads": 64, "hidden_size": 128 }));
+        assert_eq!(
+            parse(&without(&config, "num_key_value_heads")).unwrap().num_kv_heads,
+            absent,
+            "{model_type}"
+        );
+        let null = with(&config, json!({ "num_key_value_heads": null }));
+        assert_eq!(parse(&null).unwrap().num_kv_heads, 64, "{model_type}");
+    }
+}
+
+#[test]
+fn rope_is_read_in_both_spellings() {
+    let llama3 = |kind: &str| {
+        json!({ kind: "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 128 })
+    };
+    let expected = Rope {
+        theta: 500_000.0,
+        scaling: RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 128,
+        },
+    };
+    let new = with(&llama3("rope_type"), json!({ "rope_theta": 500_000.0 }));
+    for rope in [
+        json!({ "rope_theta": 500_000, "rope_scaling": llama3("rope_type") }),
+        json!({ "rope_theta": 500_000.0, "rope_scaling": llama3("type") }),
+        json!({ "rope_parameters": new }),
+        json!({ "rope_parameters": new, "rope_scaling": null, "rope_theta": null }),
+    ] {
+        assert_eq!(parse(&with(&smallest("llama"), rope)).unwrap().rope, Some(expected));
+    }
+    for (rope, scaling) in [
+        (json!({ "rope_scaling": { "type": "linear", "factor": 2 } }), RopeScaling::Linear { factor: 2.0 }),
+        (json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1e4 } }), RopeScaling::None),
+        (json!({ "rope_scaling": null }), RopeScaling::None),
+    ] {
+        let rope = parse(&with(&smallest("llama"), rope)).unwrap().rope;
+        assert_eq!(rope, Some(Rope { theta: 10_000.0, scaling }));
+    }
+}
+
+#[test]
+fn windows_are_per_layer() {
+    let windows = |model_type, changes| parse(&with(&smallest(model_type), changes)).unwrap().sliding_window;
+    assert_eq!(windows("mistral", json!({ "sliding_window": 8 })), [Some(8); 3]);
+    assert_eq!(windows("mistral", json!({ "sliding_window": null })), [None; 3]);
+    for family in ["qwen2", "qwen3"] {
+        let on = json!({ "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1 });
+        assert_eq!(windows(family, on.clone()), [None, Some(8), Some(8)]);
+        let types = json!(["sliding_attention", "full_attention", "full_attention"]);
+        assert_eq!(windows(family, with(&on, json!({ "layer_types": types }))), [Some(8), None, None]);
+        assert_eq!(windows(family, with(&on, json!({ "use_sliding_window": false }))), [None; 3]);
+    }
+}
+
+#[test]
+fn end_tokens_of_the_generation_config_win() {
+    let config = with(&smallest("llama"), json!({ "bos_token_id": 1, "eos_token_id": 2 }));
+    assert_eq!(parse(&config).unwrap().eos_token_ids, [2]);
+    let generation = json!({ "eos_token_id": [3, 4], "bos_token_id": 9, "temperature": 0.6 });
+    let parsed = parse_with(&config, Some(&generation)).unwrap();
+    assert_eq!((parsed.eos_token_ids, parsed.bos_token_id), (vec![3, 4], Some(1)));
+    assert_eq!(parse_with(&config, Some(&json!({ "eos_token_id": null }))).unwrap().eos_token_ids, [2]);
+    let error = parse_with(&config, Some(&json!({ "eos_token_id": 100 }))).unwrap_err().to_string();
+    assert!(
+        error.contains("generation_config.json: `eos_token_id` must be token ids under vocab_size 100"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let llama = smallest("llama");
+    let rope = |scaling: Value| with(&llama, json!({ "rope_scaling": scaling }));
+    let cases = [
+        (
+            with(&llama, json!({ "model_type": "mamba" })),
+            "`model_type` is `mamba`, which is not supported; known are gpt2, llama, mistral, qwen2, qwen3",
+        ),
+        (without(&llama, "model_type"), "`model_type` is missing"),
+        (without(&llama, "vocab_size"), "`vocab_size` is missing"),
+        (without(&llama, "intermediate_size"), "`intermediate_size` is missing"),
+        (without(&gpt2(), "n_head"), "`n_head` is missing"),
+        (
+            with(&llama, json!({ "quantization_config": { "quant_method": "gptq" } })),
+            "`quantization_config` asks for quantisation `gptq`",
+        ),
+        (
+            with(&llama, json!({ "num_attention_heads": 0 })),
+            "`num_attention_heads` must be a whole number from 1",
+        ),
+        (with(&llama, json!({ "num_attention_heads": 4.5 })), "`num_attention_heads` must be a whole number"),
+        (
+            with(&llama, json!({ "num_attention_heads": 6 })),
+            "`num_attention_heads` is 6, which does not divide the hidden size 64",
+        ),
+        (
+            with(&llama, json!({ "num_key_value_heads": 3 })),
+            "`num_key_value_heads` is 3, which does not divide num_attention_heads 4",
+        ),
+        (with(&gpt2(), json!({ "n_head": 5 })), "`n_head` is 5"),
+        (with(&llama, json!({ "hidden_size": 1_u64 << 60 })), "`hidden_size` must be a whole number"),
+        (with(&llama, json!({ "num_hidden_layers": -1 })), "`num_hidden_layers` must be a whole number"),
+        (with(&llama, json!({ "head_dim": 15 })), "`head_dim` is 15; rotary positions need an even one"),
+        (with(&llama, json!({ "vocab_size": "100" })), "`vocab_size` must be a whole number"),
+        (with(&llama, json!({ "rms_norm_eps": -1.0 })), "`rms_norm_eps` must be a number"),
+        (with(&llama, json!({ "rope_theta": 0.0 })), "`rope_theta` must be a number"),
+        (with(&llama, json!({ "hidden_act": "mish" })), "`hidden_act` is `mish`"),
+        (with(&llama, json!({ "torch_dtype": "float8_e4m3fn" })), "`torch_dtype` is `float8_e4m3fn`"),
+        (with(&llama, json!({ "tie_word_embeddings": 1 })), "`tie_word_embeddings` must be true or false"),
+        (
+            with(&llama, json!({ "eos_token_id": [2, 100] })),
+            "`eos_token_id` must be token ids under vocab_size 100",
+        ),
+        (with(&llama, json!({ "bos_token_id": -1 })), "`bos_token_id` must be token ids"),
+        (rope(json!({ "rope_type": "yarn", "factor": 4.0 })), "`rope_scaling.rope_type` is `yarn`"),
+        (rope(json!({ "type": "dynamic", "factor": 4.0 })), "`rope_scaling.type` is `dynamic`"),
+        (rope(json!({ "type": "linear" })), "`rope_scaling.factor` is missing"),
+        (rope(json!({ "type": "linear", "factor": 0.5 })), "`rope_scaling.factor` must be a number from 1"),
+        (
+            rope(json!({ "type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0 })),
+            "`rope_scaling.high_freq_factor` must be over low_freq_factor",
+        ),
+        (rope(json!("linear")), "`rope_scaling` must be an object"),
+        (
+            with(
+                &llama,
+                json!({ "rope_parameters": { "rope_type": "default", "partial_rotary_factor": 0.5 } }),
+            ),
+            "`rope_parameters.partial_rotary_factor` is 0.5",
+        ),
+        (
+            with(&smallest("qwen3"), json!({ "layer_types": ["full_attention"] })),
+            "`layer_types` names 1 layers of 3",
+        ),
+        (
+            with(&smallest("qwen2"), json!({ "layer_types": ["full_attention", "linear", "x"] })),
+            "`layer_types` is `linear`",
+        ),
+    ];
+    for (config, expected) in cases {
+        let error = parse(&config).unwrap_err().to_string();
+        assert!(error.contains("config.json: ") && error.contains(expected), "{error}\nexpected: {expected}");
+    }
+}
+
+#[test]
+fn a_missing_or_broken_file_is_named() {
+    let dir = TempDir::new().unwrap();
+    let files = ModelFiles::open(dir.path()).unwrap();
+    assert!(ModelConfig::parse(&files).unwrap_err().to_string().ends_with("config.json is missing"));
+    for text in ["", "{", "[]", "3", "{\"model_type\": \"llama\""] {
+        fs::write(dir.path().join(CONFIG_FILE), text).unwrap();
+        let error = ModelConfig::parse(&files).unwrap_err();
+        assert!(matches!(&error, Error::Json { file, .. } if file == CONFIG_FILE), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn the_fixtures_are_what_they_were_made_to_be() {
+    let llama3 = fixture("tiny-llama3");
+    assert!(matches!(llama3.rope.unwrap().scaling, RopeScaling::Llama3 { .. }));
+    assert_eq!((llama3.num_heads, llama3.num_kv_heads, llama3.head_dim), (4, 2, 12));
+    assert_eq!((llama3.dtype, llama3.tie_word_embeddings), (Some(Dtype::Bf16), false));
+    assert_eq!(llama3.eos_token_ids, [2, 5]);
+
+    let bias = fixture("tiny-llama-bias");
+    assert!(bias.qkv_bias && bias.attention_output_bias && bias.mlp_bias);
+    assert_eq!(bias.rope, Some(Rope { theta: 5000.0, scaling: RopeScaling::Linear { factor: 2.0 } }));
+    assert_eq!(bias.dtype, Some(Dtype::F32));
+
+    let sharded = fixture("tiny-llama-sharded");
+    assert_eq!(
+        (sharded.num_kv_heads, sharded.activation, sharded.dtype),
+        (4, Activation::Gelu, Some(Dtype::F16))
+    );
+
+    let mistral = fixture("tiny-mistral");
+    assert_eq!((mistral.head_dim, mistral.sliding_window.clone()), (16, vec![Some(8); 2]));
+
+    let qwen2 = fixture("tiny-qwen2");
+    assert!(qwen2.qkv_bias && qwen2.tie_word_embeddings);
+    assert_eq!(qwen2.sliding_window, [None, Some(6), Some(6)]);
+
+    let qwen3 = fixture("tiny-qwen3");
+    assert!(qwen3.qk_norm);
+    assert_eq!((qwen3.head_dim, qwen3.sliding_window.clone()), (24, vec![Some(6), None]));
+
+    let gpt2 = fixture("tiny-gpt2");
+    assert!(gpt2.scale_attention_by_layer && gpt2.intermediate_size == 80);
+}
+
+#[test]
+fn every_fixture_has_the_tensors_its_configuration_implies() {
+    let names = [
+        "tiny-llama3",
+        "tiny-llama-bias",
+        "tiny-llama-sharded",
+        "tiny-mistral",
+        "tiny-qwen2",
+        "tiny-qwen3",
+        "demo-llama",
+    ];
+    for name in names {
+        let config = fixture(name);
+        let checkpoint = crate::Checkpoint::open(&ModelFiles::open(&models().join(name)).unwrap()).unwrap();
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embedding = checkpoint.tensor_with_shape("model.embed_tokens.weight", &[vocab, hidden]).unwrap();
+        assert_eq!(Some(embedding.dtype), config.dtype, "{name}");
+        assert_eq!(checkpoint.contains("lm_head.weight"), !config.tie_word_embeddings, "{name}");
+        for layer in 0..config.num_layers {
+            let tensor = |part: &str| format!("model.layers.{layer}.{part}");
+            let (queries, keys) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+            checkpoint.tensor_with_shape(&tensor("self_attn.q_proj.weight"), &[queries, hidden]).unwrap();
+            checkpoint.tensor_with_shape(&tensor("self_attn.k_proj.weight"), &[keys, hidden]).unwrap();
+            checkpoint.tensor_with_shape(&tensor("self_attn.o_proj.weight"), &[hidden, queries]).unwrap();
+            checkpoint
+                .tensor_with_shape(&tensor("mlp.up_proj.weight"), &[config.intermediate_size, hidden])
+                .unwrap();
+            for (part, expected) in [
+                ("self_attn.q_proj.bias", config.qkv_bias),
+                ("self_attn.o_proj.bias", config.attention_output_bias),
+                ("mlp.up_proj.bias", config.mlp_bias),
+                ("self_attn.q_norm.weight", config.qk_norm),
+            ] {
+                assert_eq!(checkpoint.contains(&tensor(part)), expected, "{name}: {part}");
+            }
+        }
+    }
+    for (name, prefix) in [("tiny-gpt2", ""), ("demo-gpt2", "transformer.")] {
+        let config = fixture(name);
+        let checkpoint = crate::Checkpoint::open(&ModelFiles::open(&models().join(name)).unwrap()).unwrap();
+        assert_eq!(checkpoint.prefix("transformer.", "wte.weight"), prefix);
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        checkpoint.tensor_with_shape(&format!("{prefix}h.0.mlp.c_fc.weight"), &[hidden, inner]).unwrap();
+    }
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (0_u64..70).prop_map(Value::from),
+        "[a-z0-9_]{0,8}".prop_map(Value::from),
+        proptest::collection::vec(0_u64..200, 0..4).prop_map(Value::from),
+        Just(json!({ "rope_type": "llama3", "factor": 1e300, "quant_method": [] })),
+    ]
+}
+
+proptest! {
+    /// One key of a valid file replaced by anything: refused, or a configuration that keeps its promises.
+    #[test]
+    fn any_value_is_refused_or_kept_within_bounds(
+        family in 0..Family::ALL.len(),
+        key in 0_usize..30,
+        value in any_value(),
+    ) {
+        let family = Family::ALL[family];
+        let mut config = if family == Family::Gpt2 { gpt2() } else { smallest(family.model_type()) };
+        let mut keys: Vec<String> = config.as_object().unwrap().keys().cloned().collect();
+        keys.extend(
+            ["head_dim", "n_inner", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "eos_token_id",
+             "use_sliding_window", "max_window_layers", "layer_types", "quantization_config", "dtype", "rms_norm_eps"]
+                .map(str::to_owned),
+        );
+        let key = &keys[key % keys.len()];
+        config.as_object_mut().unwrap().insert(key.clone(), value);
+        match parse(&config) {
+            Err(Error::Config { key: named, .. }) => prop_assert!(
+                named.starts_with(key.as_str()) || named == "num_key_value_heads" || named.ends_with("head")
+                    || named == "num_attention_heads" || named == "head_dim" || named == "layer_types",
+                "{} for {}", named, key,
+            ),
+            Err(other) => prop_assert!(false, "{}", other),
+            Ok(parsed) => {
+                prop_assert_eq!(parsed.num_heads % parsed.num_kv_heads, 0);
+                prop_assert!(parsed.rope.is_none() || parsed.head_dim % 2 == 0);
+                prop_assert_eq!(parsed.sliding_window.len(), parsed.num_layers);
+                prop_assert!(parsed.eos_token_ids.iter().all(|&id| (id as usize) < parsed.vocab_size));
+                let per_token = [parsed.num_layers, parsed.num_kv_heads, parsed.head_dim, 2, 4];
+                let factors = per_token.iter().chain([&parsed.max_position_embeddings]);
+                let kv_bytes = factors.copied().try_fold(1, usize::checked_mul);
+                prop_assert!(kv_bytes.is_some());
+            }
+        }
+    }
+}

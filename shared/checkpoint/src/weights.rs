@@ -1,0 +1,222 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+use safetensors::Dtype as FileDtype;
+use safetensors::tensor::Metadata;
+use serde::Deserialize;
+
+use crate::files::plain_name;
+use crate::{Dtype, Error, FileBytes, ModelFiles, Result, Tensor};
+
+pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// More shards than any published model has; an index that names more is not one.
+const MAX_SHARDS: usize = 4096;
+/// The largest header the safetensors format allows.
+const MAX_HEADER_BYTES: usize = 100_000_000;
+/// The header's length stands before it in this many bytes.
+const LENGTH_BYTES: usize = size_of::<u64>();
+
+/// The tensors of a model, in place in its safetensors files.
+///
+/// Names are the file's own. Some checkpoints leave out the outer module's name (`wte.weight` for
+/// `transformer.wte.weight`): [`prefix`](Self::prefix) tells which form this one has.
+#[derive(Debug)]
+pub struct Checkpoint {
+    model: String,
+    shards: Vec<FileBytes>,
+    entries: HashMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard_idx: usize,
+    dtype: FileDtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens model.safetensors, or else every shard that model.safetensors.index.json names, and checks all headers
+    /// against the files' lengths. Weights are read only when touched.
+    ///
+    /// # Errors
+    /// A missing, truncated, corrupt or contradictory file, by its name.
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        let mut checkpoint =
+            Self { model: files.name().to_owned(), shards: Vec::new(), entries: HashMap::new() };
+        if let Some(bytes) = files.read(WEIGHTS_FILE)? {
+            checkpoint.add_shard(WEIGHTS_FILE, bytes)?;
+            return Ok(checkpoint);
+        }
+        let Some(index) = files.read(INDEX_FILE)? else {
+            return Err(Error::MissingFile {
+                model: checkpoint.model,
+                file: format!("{WEIGHTS_FILE} (or {INDEX_FILE})"),
+            });
+        };
+        let index = ShardIndex::parse(files.name(), &index)?;
+        let mut shard_idxs = BTreeMap::new();
+        for shard in index.shards(files.name())? {
+            shard_idxs.insert(shard, checkpoint.shards.len());
+            checkpoint.add_shard(shard, files.require(shard)?)?;
+        }
+        for (tensor, shard) in &index.weight_map {
+            let found = checkpoint.entries.get(tensor).map(|entry| entry.shard_idx);
+            if found != shard_idxs.get(shard.as_str()).copied() {
+                return Err(checkpoint.corrupt(INDEX_FILE, format!("`{tensor}` is not in {shard}")));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// It is missing, or of a type other than F32, F16, BF16.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let missing = || Error::MissingTensor { model: self.model.clone(), tensor: name.to_owned() };
+        let entry = self.entries.get(name).ok_or_else(missing)?;
+        let dtype = match entry.dtype {
+            FileDtype::F32 => Dtype::F32,
+            FileDtype::F16 => Dtype::F16,
+            FileDtype::BF16 => Dtype::Bf16,
+            other => {
+                return Err(Error::TensorDtype {
+                    model: self.model.clone(),
+                    tensor: name.to_owned(),
+                    dtype: other.to_string(),
+                });
+            }
+        };
+        // Both look-ups were proved when the shard was added.
+        let bytes = self.shards.get(entry.shard_idx).and_then(|shard| shard.get(entry.range.clone()));
+        Ok(Tensor { dtype, shape: &entry.shape, bytes: bytes.ok_or_else(missing)? })
+    }
+
+    /// The tensor of this name and shape.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), and when its shape is another.
+    pub fn tensor_with_shape(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape == shape {
+            return Ok(tensor);
+        }
+        Err(Error::TensorShape {
+            model: self.model.clone(),
+            tensor: name.to_owned(),
+            found: tensor.shape.to_vec(),
+            expected: shape.to_vec(),
+        })
+    }
+
+    /// Whether there is a tensor of this name, whatever its type.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// What stands before this checkpoint's names: nothing where `probe`, a tensor that every checkpoint of the family
+    /// has, is stored without `prefix` (`"transformer."`, `"model."`), else `prefix`.
+    #[must_use]
+    pub fn prefix<'p>(&self, prefix: &'p str, probe: &str) -> &'p str {
+        if self.contains(probe) { "" } else { prefix }
+    }
+
+    /// Bytes of all tensors, headers left out.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.entries.values().map(|entry| entry.range.len()).sum()
+    }
+
+    fn add_shard(&mut self, file: &str, bytes: FileBytes) -> Result<()> {
+        let header = Header::parse(&bytes).map_err(|problem| self.corrupt(file, problem))?;
+        let shard_idx = self.shards.len();
+        for (name, info) in header.metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            // No overflow: the last tensor's end was checked against the file's length, and offsets only rise.
+            let range = header.data_start + start..header.data_start + end;
+            if self.entries.contains_key(&name) {
+                return Err(self.corrupt(file, format!("`{name}` is in an earlier shard too")));
+            }
+            self.entries
+                .insert(name, Entry { shard_idx, dtype: info.dtype, shape: info.shape.clone(), range });
+        }
+        self.shards.push(bytes);
+        Ok(())
+    }
+
+    fn corrupt(&self, file: &str, problem: String) -> Error {
+        Error::Corrupt { model: self.model.clone(), file: file.to_owned(), problem }
+    }
+}
+
+struct Header {
+    metadata: Metadata,
+    data_start: usize,
+}
+
+impl Header {
+    /// Length (u64, little-endian), JSON, data. The crate's own reader of the whole file adds lengths from the file
+    /// without a check, so that only its checks of the JSON part are used.
+    fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let (length, rest) = bytes
+            .split_first_chunk::<LENGTH_BYTES>()
+            .ok_or_else(|| format!("{} bytes are too few for a safetensors header", bytes.len()))?;
+        let length = u64::from_le_bytes(*length);
+        let header = usize::try_from(length)
+            .ok()
+            .filter(|&length| length <= MAX_HEADER_BYTES)
+            .and_then(|length| rest.get(..length))
+            .ok_or_else(|| {
+                format!("the header claims {length} bytes and the file has {} after it", rest.len())
+            })?;
+        let metadata: Metadata =
+            serde_json::from_slice(header).map_err(|error| format!("the header is invalid: {error}"))?;
+        let data_bytes = rest.len() - header.len();
+        if metadata.data_len() != data_bytes {
+            return Err(format!(
+                "its tensors take {} bytes and the file holds {data_bytes}",
+                metadata.data_len()
+            ));
+        }
+        Ok(Self { metadata, data_start: LENGTH_BYTES + header.len() })
+    }
+}
+
+/// model.safetensors.index.json: which shard holds which tensor.
+#[derive(Deserialize)]
+pub(crate) struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    pub(crate) fn parse(model: &str, bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|source| Error::Json {
+            model: model.to_owned(),
+            file: INDEX_FILE.to_owned(),
+            source,
+        })
+    }
+
+    /// The shards' names, each once: plain names only, whoever wrote the index.
+    pub(crate) fn shards(&self, model: &str) -> Result<BTreeSet<&str>> {
+        let shards: BTreeSet<&str> = self.weight_map.values().map(String::as_str).collect();
+        if shards.is_empty() || shards.len() > MAX_SHARDS {
+            return Err(Error::Corrupt {
+                model: model.to_owned(),
+                file: INDEX_FILE.to_owned(),
+                problem: format!("it names {} shards", shards.len()),
+            });
+        }
+        for shard in &shards {
+            plain_name(model, shard)?;
+        }
+        Ok(shards)
+    }
+}
+
+#[cfg(test)]
+mod tests;
