@@ -10,7 +10,13 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 #[error("`{url}` is not the address of a service: give http://HOST:PORT")]
 pub struct ChannelError {
     url: String,
-    source: tonic::transport::Error,
+    source: Option<tonic::transport::Error>,
+}
+
+impl ChannelError {
+    pub(crate) fn no_port(url: &str) -> Self {
+        Self { url: url.to_owned(), source: None }
+    }
 }
 
 /// A channel that connects when it is first used and reconnects when the connection is lost.
@@ -18,12 +24,19 @@ pub struct ChannelError {
 /// # Errors
 /// `url` does not parse.
 pub fn connect(url: &str) -> Result<Channel, ChannelError> {
+    Ok(endpoint(url)?.connect_lazy())
+}
+
+pub(crate) fn endpoint(url: &str) -> Result<Endpoint, ChannelError> {
     let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|source| ChannelError { url: url.to_owned(), source })?
+        .map_err(|source| ChannelError { url: url.to_owned(), source: Some(source) })?;
+    if endpoint.uri().scheme_str() != Some("http") {
+        return Err(ChannelError { url: url.to_owned(), source: None });
+    }
+    Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
-    Ok(endpoint.connect_lazy())
+        .tcp_nodelay(true))
 }

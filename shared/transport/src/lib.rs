@@ -4,8 +4,10 @@
 
 mod channel;
 mod memory;
+mod replicas;
 mod server;
 
 pub use channel::{ChannelError, connect};
 pub use memory::{InMemoryListener, in_memory};
+pub use replicas::{connect_balanced, replicas};
 pub use server::{MAX_MESSAGE_BYTES, bind, server};
