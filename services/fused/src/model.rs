@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use fused_checkpoint::ModelFiles;
+use fused_checkpoint::{ModelFiles, Wanted};
 use fused_settings::Settings;
 use fused_vocabulary::PatchVocabulary;
 
@@ -27,10 +27,10 @@ static DEMO_FILES: [(&str, &[u8]); 6] = [
 ];
 
 /// The files of the model that `model` names; none: the demo model.
-pub(crate) fn files(model: Option<&str>) -> anyhow::Result<ModelFiles> {
+pub(crate) fn files(model: Option<&str>, wanted: Wanted) -> anyhow::Result<ModelFiles> {
     match model {
         None => Ok(ModelFiles::embedded(DEMO_NAME, &DEMO_FILES)),
-        Some(model) => ModelFiles::resolve(model).with_context(|| format!("model `{model}`")),
+        Some(model) => ModelFiles::resolve(model, wanted).with_context(|| format!("model `{model}`")),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::Write;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use anyhow::Context;
 use fused_lifecycle::{Lifecycle, shutdown_signal};
 use fused_settings::Settings;
 use fused_telemetry::{Metrics, Telemetry};
-use tokio::sync::watch;
 
 use crate::cli::Service;
 
@@ -25,8 +25,8 @@ pub(crate) struct Process {
     pub(crate) metrics: Metrics,
 }
 
-/// What a role, once built, can still report: the reason for which it cannot serve any more.
-pub(crate) type Failure = watch::Receiver<Option<String>>;
+/// Completes when a role cannot serve any more, with the reason.
+pub(crate) type Failure = Pin<Box<dyn Future<Output = String> + Send>>;
 
 /// Runs a role until SIGTERM, SIGINT or its failure.
 pub(crate) fn run<F>(
@@ -63,7 +63,7 @@ where
     let lifecycle = process.lifecycle.clone();
     lifecycle.spawn("fold metrics", fold_metrics(process.metrics.clone(), lifecycle.clone()));
     // A signal that comes while the model loads ends the process at once: there is nothing to drain.
-    let mut failure = tokio::select! {
+    let failure = tokio::select! {
         built = build(process) => built?,
         signal = shutdown_signal() => {
             tracing::info!(signal = signal?, "told to end while starting");
@@ -80,7 +80,7 @@ where
             );
             None
         }
-        reason = failure.wait_for(Option::is_some) => reason.ok().and_then(|reason| reason.clone()),
+        reason = failure => Some(reason),
     };
     // After a failure there is nothing to wait for: clients have been told already.
     let grace = if failed.is_some() { Duration::ZERO } else { drain_timeout };

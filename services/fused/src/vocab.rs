@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use anyhow::Context;
+use fused_checkpoint::Wanted;
 use fused_vocabulary::build::{BuildRequest, build};
 
 use crate::cli::{Vocab, VocabBuild};
@@ -18,7 +19,7 @@ pub(crate) fn run(command: &Vocab) -> anyhow::Result<()> {
 }
 
 fn run_build(command: &VocabBuild) -> anyhow::Result<()> {
-    let files = model::files(command.model.as_deref())?;
+    let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
     let tokenizer = files
         .read(TOKENIZER_FILE)?
         .with_context(|| format!("model `{}` has no {TOKENIZER_FILE}", files.name()))?;

@@ -19,6 +19,15 @@ pub struct ModelFiles {
     source: Source,
 }
 
+/// Which files of a model are downloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All there are.
+    Everything,
+    /// All but the weights: a tokenizer needs none.
+    NoWeights,
+}
+
 #[derive(Clone)]
 enum Source {
     Directory(PathBuf),
@@ -57,14 +66,14 @@ impl ModelFiles {
         Self { name: name.to_owned(), source: Source::Embedded(files) }
     }
 
-    /// An existing directory, or else a hub id `org/name[@revision]`, downloaded as HF_ENDPOINT, HF_HOME, HF_TOKEN
-    /// and HF_HUB_OFFLINE say. Blocks while it downloads.
+    /// An existing directory, or else a hub id `org/name[@revision]`, of which what is `wanted` is downloaded as
+    /// HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE say. Blocks while it downloads.
     ///
     /// # Errors
     /// Neither, or the download failed.
-    pub fn resolve(model: &str) -> Result<Self> {
+    pub fn resolve(model: &str, wanted: Wanted) -> Result<Self> {
         let dir = Path::new(model);
-        if dir.is_dir() { Self::open(dir) } else { Hub::from_env()?.download(model) }
+        if dir.is_dir() { Self::open(dir) } else { Hub::from_env()?.download(model, wanted) }
     }
 
     /// The name to serve the model under: the directory's, the hub id, or the one it was embedded with.
@@ -190,7 +199,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("config.json"), "{}").unwrap();
         fs::write(dir.path().join("model.safetensors"), "weights").unwrap();
-        let opened = ModelFiles::resolve(dir.path().to_str().unwrap()).unwrap();
+        let opened = ModelFiles::resolve(dir.path().to_str().unwrap(), Wanted::Everything).unwrap();
         assert_eq!(opened.name(), dir.path().file_name().unwrap().to_str().unwrap());
         assert_eq!(opened.read("model.safetensors").unwrap().unwrap()[..], *b"weights");
         for files in [opened, ModelFiles::embedded("demo", EMBEDDED)] {
@@ -222,7 +231,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         assert!(ModelFiles::open(&file).is_err());
         assert!(ModelFiles::open(&dir.path().join("nothing")).is_err());
-        let error = ModelFiles::resolve("no such model").unwrap_err();
+        let error = ModelFiles::resolve("no such model", Wanted::Everything).unwrap_err();
         assert!(matches!(error, Error::NotAModel { .. }), "{error}");
     }
 

@@ -5,7 +5,7 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
-use crate::files::plain_name;
+use crate::files::{Wanted, plain_name};
 use crate::weights::{INDEX_FILE, ShardIndex, WEIGHTS_FILE};
 use crate::{Error, ModelFiles, Result};
 
@@ -54,7 +54,7 @@ impl Hub {
 
     /// Brings what is missing of the model `org/name[@revision]` into the cache and opens it there. All files come from
     /// one commit, whatever is pushed meanwhile. A hub that fails is no obstacle where the cache has the model.
-    pub(crate) fn download(&self, model: &str) -> Result<ModelFiles> {
+    pub(crate) fn download(&self, model: &str, wanted: Wanted) -> Result<ModelFiles> {
         let id = HubId::parse(model)?;
         let cache = Cache::new(self.cache_dir.clone()).repo(id.at(&id.revision));
         if self.offline {
@@ -90,7 +90,9 @@ impl Hub {
         for file in FILES.into_iter().filter(|file| has(file)) {
             fetch(file)?;
         }
-        if has(WEIGHTS_FILE) {
+        if wanted == Wanted::NoWeights {
+            tracing::debug!(model, "the weights are left where they are");
+        } else if has(WEIGHTS_FILE) {
             fetch(WEIGHTS_FILE)?;
         } else if has(INDEX_FILE) {
             fetch(INDEX_FILE)?;

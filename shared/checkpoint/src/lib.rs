@@ -14,6 +14,6 @@ mod weights;
 
 pub use config::{Activation, Family, ModelConfig, Rope, RopeScaling};
 pub use error::{Error, Result};
-pub use files::{FileBytes, ModelFiles};
+pub use files::{FileBytes, ModelFiles, Wanted};
 pub use tensor::{Dtype, Tensor};
 pub use weights::Checkpoint;

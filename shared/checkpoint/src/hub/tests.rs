@@ -95,7 +95,7 @@ fn sharded_model() -> BTreeMap<&'static str, Vec<u8>> {
 fn a_model_is_downloaded_once_and_found_without_the_hub() {
     let cache = TempDir::new().unwrap();
     let (endpoint, seen) = serve(sharded_model());
-    let files = hub(&endpoint, &cache).download("org/tiny").unwrap();
+    let files = hub(&endpoint, &cache).download("org/tiny", Wanted::Everything).unwrap();
     assert_eq!(files.name(), "org/tiny");
     assert_eq!(files.read("1.safetensors").unwrap().unwrap()[..], [1; 100_000]);
     assert_eq!(files.read("2.safetensors").unwrap().unwrap()[..], [2; 10]);
@@ -105,21 +105,21 @@ fn a_model_is_downloaded_once_and_found_without_the_hub() {
     }
     assert!(seen.try_iter().count() > 5);
 
-    hub(&endpoint, &cache).download("org/tiny").unwrap();
+    hub(&endpoint, &cache).download("org/tiny", Wanted::Everything).unwrap();
     assert_eq!(seen.recv().unwrap(), "/api/models/org/tiny/revision/main");
     assert_eq!(seen.try_iter().collect::<Vec<_>>(), [""; 0]);
 
     let offline = Hub { offline: true, ..hub(&endpoint, &cache) };
-    assert!(offline.download("org/tiny").unwrap().read("config.json").unwrap().is_some());
-    assert!(offline.download(&format!("org/tiny@{COMMIT}")).is_ok());
-    assert!(matches!(offline.download("org/other"), Err(Error::Offline { .. })));
+    assert!(offline.download("org/tiny", Wanted::Everything).unwrap().read("config.json").unwrap().is_some());
+    assert!(offline.download(&format!("org/tiny@{COMMIT}"), Wanted::Everything).is_ok());
+    assert!(matches!(offline.download("org/other", Wanted::Everything), Err(Error::Offline { .. })));
     assert_eq!(seen.try_iter().collect::<Vec<_>>(), [""; 0]);
 
     // Nobody listens on the port of a listener that is gone.
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let unreachable = format!("http://{gone}");
-    assert!(hub(&unreachable, &cache).download("org/tiny").is_ok());
-    let error = hub(&unreachable, &cache).download("org/other").unwrap_err();
+    assert!(hub(&unreachable, &cache).download("org/tiny", Wanted::Everything).is_ok());
+    let error = hub(&unreachable, &cache).download("org/other", Wanted::Everything).unwrap_err();
     assert!(
         error.to_string().contains("`org/other`: not a directory here, and its list of files"),
         "{error}"
@@ -131,7 +131,7 @@ fn what_the_hub_refuses_is_said() {
     let cache = TempDir::new().unwrap();
     let (endpoint, _seen) = serve(sharded_model());
     let refused = |hub: &Hub, model: &str| {
-        let error = hub.download(model).unwrap_err();
+        let error = hub.download(model, Wanted::Everything).unwrap_err();
         format!("{error}: {}", std::error::Error::source(&error).unwrap())
     };
     let anonymous = Hub { token: None, ..hub(&endpoint, &cache) };
@@ -146,13 +146,13 @@ fn a_model_whose_weights_are_not_safetensors_or_whose_index_leads_away_is_refuse
     files.remove(INDEX_FILE);
     let cache = TempDir::new().unwrap();
     let (endpoint, _seen) = serve(files.clone());
-    let error = hub(&endpoint, &cache).download("org/tiny").unwrap_err();
+    let error = hub(&endpoint, &cache).download("org/tiny", Wanted::Everything).unwrap_err();
     assert!(matches!(error, Error::MissingFile { .. }), "{error}");
 
     files.insert(INDEX_FILE, br#"{"weight_map":{"a":"../../../1.safetensors"}}"#.to_vec());
     let cache = TempDir::new().unwrap();
     let (endpoint, _seen) = serve(files);
-    let error = hub(&endpoint, &cache).download("org/tiny").unwrap_err();
+    let error = hub(&endpoint, &cache).download("org/tiny", Wanted::Everything).unwrap_err();
     assert!(matches!(error, Error::FileName { .. }), "{error}");
 }
 

@@ -1,0 +1,105 @@
+//! What each serving subcommand puts together.
+
+mod banner;
+mod grpc;
+mod parts;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use fused_checkpoint::Wanted;
+use fused_lifecycle::Lifecycle;
+use fused_settings::Settings;
+use fused_telemetry::Metrics;
+use fused_tokenizer::EngineEndpoint;
+
+use crate::process::{Failure, Process};
+use banner::Banner;
+use grpc::{Served, bind, serve_grpc, tcp};
+use parts::{Loaded, start_engine, start_gateway, start_in_process, start_metrics, start_tokenizer};
+
+const TOKENIZER_GRPC_PORT: u16 = 50051;
+const ENGINE_GRPC_PORT: u16 = 50052;
+const DEFAULT_TOKENIZER: &str = "http://127.0.0.1:50051";
+const DEFAULT_ENGINE: &str = "http://127.0.0.1:50052";
+
+/// Gateway, tokenizer and engine in one process, joined by in-memory channels.
+pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
+    let settings = &process.settings;
+    // Bound before the model is loaded: a port in use shows at once.
+    let http = bind(settings, settings.port, "--port").await?;
+    let grpc = match settings.grpc_port {
+        Some(port) => Some(bind(settings, port, "--grpc-port").await?),
+        None => None,
+    };
+    let mut banner = Banner::new(&http, "OpenAI API")?;
+    let loaded = Loaded::new(settings, Wanted::Everything)?;
+    let (text, failure) = start_in_process(&process, loaded, grpc, &mut banner).await?;
+    start_gateway(&process, text, http).await?;
+    banner.with_example(process.settings.api_key.is_empty()).print()?;
+    Ok(failure)
+}
+
+/// What [`serve`] runs, with the demo model on any free port; returns its URL. It ends with the process.
+pub(crate) async fn serve_for_bench() -> anyhow::Result<String> {
+    let settings = Settings { port: 0, ..Settings::default() };
+    let process = Arc::new(Process {
+        settings: Arc::new(settings),
+        lifecycle: Lifecycle::new(),
+        metrics: Metrics::install()?,
+    });
+    let http = bind(&process.settings, 0, "--port").await?;
+    let mut banner = Banner::new(&http, "OpenAI API")?;
+    let loaded = Loaded::new(&process.settings, Wanted::Everything)?;
+    let (text, _failure) = start_in_process(&process, loaded, None, &mut banner).await?;
+    start_gateway(&process, text, http).await?;
+    Ok(banner.first_url().to_owned())
+}
+
+/// The gateway alone.
+pub(crate) async fn gateway(process: Arc<Process>) -> anyhow::Result<Failure> {
+    let settings = &process.settings;
+    let http = bind(settings, settings.port, "--port").await?;
+    let banner = Banner::new(&http, "OpenAI API")?;
+    let tokenizer = settings.tokenizer.as_deref().unwrap_or(DEFAULT_TOKENIZER);
+    let text = fused_transport::connect_balanced(tokenizer, &process.lifecycle).context("setting tokenizer")?;
+    start_gateway(&process, text, http).await?;
+    banner.print()?;
+    Ok(Box::pin(std::future::pending()))
+}
+
+/// The tokenizer alone.
+pub(crate) async fn tokenizer(process: Arc<Process>) -> anyhow::Result<Failure> {
+    let settings = &process.settings;
+    let grpc = bind(settings, settings.grpc_port.unwrap_or(TOKENIZER_GRPC_PORT), "--grpc-port").await?;
+    let mut banner = Banner::new(&grpc, "text API, gRPC")?;
+    let urls = match settings.engine.as_slice() {
+        [] => vec![DEFAULT_ENGINE.to_owned()],
+        urls => urls.to_vec(),
+    };
+    let mut engines = Vec::with_capacity(urls.len());
+    for url in urls {
+        let channel = fused_transport::connect(&url).context("setting engine")?;
+        engines.push(EngineEndpoint { name: url, channel });
+    }
+    let loaded = Loaded::new(settings, Wanted::NoWeights)?;
+    let tokenizer = start_tokenizer(&process, &loaded, engines)?;
+    let routes = Served::new(&process).with_text(&tokenizer).routes();
+    process.lifecycle.spawn("tokenizer gRPC server", serve_grpc(tcp(grpc), routes, process.lifecycle.clone()));
+    start_metrics(&process, &mut banner).await?;
+    banner.print()?;
+    Ok(Box::pin(std::future::pending()))
+}
+
+/// An engine alone.
+pub(crate) async fn engine(process: Arc<Process>) -> anyhow::Result<Failure> {
+    let settings = &process.settings;
+    let grpc = bind(settings, settings.grpc_port.unwrap_or(ENGINE_GRPC_PORT), "--grpc-port").await?;
+    let mut banner = Banner::new(&grpc, "token API, gRPC")?;
+    let engine = start_engine(&process, Loaded::new(settings, Wanted::Everything)?).await?;
+    let routes = Served::new(&process).with_engine(&engine).routes();
+    process.lifecycle.spawn("engine gRPC server", serve_grpc(tcp(grpc), routes, process.lifecycle.clone()));
+    start_metrics(&process, &mut banner).await?;
+    banner.print()?;
+    Ok(Box::pin(engine.failed()))
+}
