@@ -1,1 +1,25 @@
-//! Token ids in, token ids out.
+//! The engine: token ids in, token ids out. It never sees text.
+//!
+//! A request's way: `service` (gRPC) → `request` (validated) → `core` (the loop, on its own OS thread) → `scheduler`
+//! (pure: who runs how many tokens) → `kv` (vAttention memory: slots, pages) → `runner` (the forward pass; CPU here) →
+//! `model` (one file a family) → `sampler` → back out through the request's stream.
+
+mod config;
+mod core;
+mod cpu;
+mod engine;
+mod error;
+mod events;
+pub mod kv;
+mod memory;
+pub mod model;
+mod request;
+pub mod runner;
+pub mod sampler;
+mod scheduler;
+mod service;
+
+pub use config::Config;
+pub use engine::{Engine, ModelInfo};
+pub use error::Error;
+pub use service::EngineService;

@@ -1,1 +1,30 @@
-//! Text in, text out.
+//! The tokenizer service: text in, text out, over gRPC; token ids to and from an engine. It sees no tensor.
+//!
+//! A request's way: `service` (gRPC in and out, validation) → `generate` (its life, one function) → `prompt` (chat
+//! template, special tokens, encoding, on a bounded CPU pool) → `engines` (which replica, its client) → `detokenize`
+//! (ids to whole characters) → `stop` (stop strings) → back out through `service`. Dropping the response stream drops
+//! the engine's stream with it, which frees the engine's memory.
+
+mod chat_template;
+mod config;
+mod detokenize;
+mod encode;
+mod engines;
+mod error;
+mod events;
+mod generate;
+mod prompt;
+mod service;
+mod special_tokens;
+mod stop;
+mod tokenizer;
+mod tokenizer_config;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::Config;
+pub use engines::{EngineEndpoint, Readiness};
+pub use error::Error;
+pub use service::TextService;
+pub use tokenizer::Tokenizer;

@@ -3,6 +3,10 @@
 //! The core decides, a runner runs. Runners differ in the device only, so that scheduler and KV memory are the same
 //! code on CPU, on GPU and in simulation.
 
+pub mod cpu;
+#[cfg(test)]
+pub(crate) mod mock;
+
 use fused_virtual_memory::VirtualMemory;
 use fused_vocabulary::TokenId;
 

@@ -171,7 +171,7 @@ mod tests {
         let logits = [0.0f32; 64];
         let draws = |seed, sequence_idx| -> Vec<u32> {
             let sampling = Sampling { seed, ..sampling() };
-            let output = vec![TokenId(0); 32];
+            let output = [TokenId(0); 32];
             (0..32)
                 .map(|position| {
                     let mut step = step(&sampling, &output[..position]);

@@ -124,8 +124,7 @@ mod tests {
 
     #[test]
     fn logprobs_are_of_the_models_own_distribution() {
-        let sampling =
-            Sampling { temperature: 0.0, logit_bias: vec![(TokenId(2), 100.0)], ..sampling() };
+        let sampling = Sampling { temperature: 0.0, logit_bias: vec![(TokenId(2), 100.0)], ..sampling() };
         let mut step = step(&sampling, &[]);
         step.num_logprobs = Some(1);
         let drawn = sample(&mut [1.0, 3.0, 0.0], &step);

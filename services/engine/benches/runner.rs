@@ -1,0 +1,123 @@
+//! Prints how fast the CPU runner runs demo-llama, without scheduler, service and gateway: decode steps for one and for
+//! several sequences at a context of about 200 tokens, and prefills.
+//!
+//! `cargo bench -p fused-engine --bench runner`
+#![expect(clippy::print_stdout, reason = "a bench prints its table")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fused_checkpoint::{Checkpoint, ModelConfig, ModelFiles};
+use fused_engine::kv::{KvCache, KvSize, SlotId};
+use fused_engine::runner::cpu::CpuRunner;
+use fused_engine::runner::{Runner, SequenceStep};
+use fused_engine::sampler::{SampleStep, Sampling};
+use fused_virtual_memory::LinuxMemory;
+use fused_vocabulary::TokenId;
+
+const CONTEXT: usize = 200;
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/models/demo-llama");
+
+const GREEDY: Sampling = Sampling {
+    temperature: 0.0,
+    top_p: 1.0,
+    top_k: 0,
+    min_p: 0.0,
+    seed: 0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    logit_bias: Vec::new(),
+};
+
+fn main() -> anyhow::Result<()> {
+    let files = ModelFiles::open(Path::new(MODEL))?;
+    let runner = CpuRunner::load(&Checkpoint::open(&files)?, &ModelConfig::parse(&files)?, None)?;
+    let size = KvSize { num_slots: 64, max_model_len: 1024, pool_bytes: 256 << 20 };
+    let memory = LinuxMemory::new(1 << 18, size.pool_bytes)?;
+    let kv = KvCache::new(memory, runner.kv_layout(), size)?;
+    println!("demo-llama on {}", runner.device());
+    let mut machine = Machine { runner, kv };
+
+    println!("decode at {CONTEXT} tokens:  sequences  µs/step  steps/s  tokens/s");
+    for num_sequences in [1, 2, 4, 8, 16, 32, 64] {
+        let seconds = machine.decode(num_sequences)?.as_secs_f64();
+        let (steps, tokens) = (1.0 / seconds, num_sequences as f64 / seconds);
+        println!("{num_sequences:>33} {:>8.0} {steps:>8.0} {tokens:>9.0}", seconds * 1e6);
+    }
+    println!("prefill:  tokens       ms  tokens/s");
+    for num_tokens in [10, 100, 500, 1000] {
+        let seconds = machine.prefill(num_tokens)?.as_secs_f64();
+        println!("{num_tokens:>16} {:>8.2} {:>9.0}", seconds * 1e3, num_tokens as f64 / seconds);
+    }
+    Ok(())
+}
+
+struct Machine {
+    runner: CpuRunner,
+    kv: KvCache<LinuxMemory>,
+}
+
+impl Machine {
+    /// The median step of decodes.
+    fn decode(&mut self, num_sequences: usize) -> anyhow::Result<Duration> {
+        let slots = (0..num_sequences).map(|_| self.acquire()).collect::<anyhow::Result<Vec<_>>>()?;
+        for slot in &slots {
+            self.step(&[*slot], 0, &prompt(CONTEXT - 50))?;
+        }
+        let times =
+            (CONTEXT - 50..CONTEXT + 50).map(|context_len| self.step(&slots, context_len, &[TokenId(7)]));
+        let median = median(times.collect::<anyhow::Result<_>>()?);
+        slots.into_iter().for_each(|slot| {
+            self.kv.release(slot);
+        });
+        Ok(median)
+    }
+
+    /// The median of whole prompts.
+    fn prefill(&mut self, num_tokens: usize) -> anyhow::Result<Duration> {
+        let slot = self.acquire()?;
+        let times = (0..30).map(|_| self.step(&[slot], 0, &prompt(num_tokens)));
+        let median = median(times.collect::<anyhow::Result<_>>()?);
+        self.kv.release(slot);
+        Ok(median)
+    }
+
+    fn acquire(&mut self) -> anyhow::Result<SlotId> {
+        self.kv.acquire(CONTEXT).ok_or_else(|| anyhow::anyhow!("no slot is free"))
+    }
+
+    fn step(&mut self, slots: &[SlotId], context_len: usize, tokens: &[TokenId]) -> anyhow::Result<Duration> {
+        let sample = SampleStep {
+            sampling: &GREEDY,
+            sequence_idx: 0,
+            prompt: &[],
+            output: &[],
+            banned: &[],
+            num_logprobs: None,
+        };
+        let start = Instant::now();
+        let mut steps = Vec::with_capacity(slots.len());
+        for &slot in slots {
+            self.kv.ensure(slot, context_len + tokens.len())?;
+            steps.push(SequenceStep {
+                slot,
+                context_len,
+                tokens,
+                sample: Some(sample),
+                prompt_logprobs: None,
+            });
+        }
+        self.runner.step(&steps, &mut self.kv)?;
+        Ok(start.elapsed())
+    }
+}
+
+fn prompt(num_tokens: usize) -> Vec<TokenId> {
+    (0..8000).step_by(13).cycle().map(TokenId).take(num_tokens).collect()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}

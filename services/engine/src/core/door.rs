@@ -1,0 +1,148 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::Instant;
+
+use fused_status::{Code, Error, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use super::stream::{EventReceiver, EventSender, stream};
+use crate::kv::KvStats;
+use crate::request::{RequestId, ValidGenerateRequest, ValidPromptChunk};
+
+/// What the core is told between two steps.
+#[derive(Debug)]
+pub(super) enum Command {
+    Start(Box<Arrival>),
+    Prompt { request: u64, chunk: ValidPromptChunk },
+    Abort { id: RequestId, reply: oneshot::Sender<Aborted> },
+}
+
+/// A request as it comes to the core.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) number: u64,
+    pub(super) request: ValidGenerateRequest,
+    pub(super) events: EventSender,
+    pub(super) arrived: Instant,
+    /// A place in the queue; given back when the request is first scheduled.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// What an abort freed; nothing where there was no such request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Aborted {
+    pub(crate) num_sequences: usize,
+    pub(crate) kv_bytes: usize,
+}
+
+/// How busy the core is, as of its last step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) num_running: usize,
+    pub(crate) num_waiting: usize,
+    pub(crate) num_tokens_to_prefill: usize,
+    pub(crate) kv: KvStats,
+}
+
+/// Wakes the core's thread. A ring while it is awake is not lost: it looks around once more before it sleeps.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bell(Arc<OnceLock<Thread>>);
+
+impl Bell {
+    /// From now on it wakes the calling thread.
+    pub(super) fn answer(&self) {
+        // Set once: there is one core.
+        let _ = self.0.set(std::thread::current());
+    }
+
+    /// Before anybody answers there is no need: whoever starts looks at what is there.
+    pub(super) fn ring(&self) {
+        if let Some(thread) = self.0.get() {
+            thread.unpark();
+        }
+    }
+}
+
+/// The way to the core, for everybody else in the process.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) bell: Bell,
+    /// Places in the queue of waiting requests.
+    pub(super) queue: Arc<Semaphore>,
+    pub(super) next_number: Arc<AtomicU64>,
+    pub(super) stream_buffer: usize,
+    pub(super) load: watch::Receiver<Load>,
+}
+
+/// An admitted request: to be given its prompt and listened to.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) number: u64,
+    pub(crate) events: EventReceiver,
+}
+
+impl Door {
+    /// Lets a request in, as yet without a prompt.
+    ///
+    /// # Errors
+    /// The queue is full, or the core has ended.
+    pub(crate) fn start(&self, request: ValidGenerateRequest, arrived: Instant) -> Result<Admitted> {
+        let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| queue_full())?;
+        let (sender, events) = stream(self.stream_buffer, self.bell.clone());
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let arrival = Arrival { number, request, events: sender, arrived, place };
+        self.commands.try_send(Command::Start(Box::new(arrival))).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => queue_full(),
+            mpsc::error::TrySendError::Closed(_) => engine_ended(),
+        })?;
+        self.bell.ring();
+        Ok(Admitted { number, events })
+    }
+
+    /// Hands on a part of a request's prompt. Waits while the core is busy with what it has been told before.
+    ///
+    /// # Errors
+    /// The core has ended.
+    pub(crate) async fn prompt(&self, request: u64, chunk: ValidPromptChunk) -> Result<()> {
+        self.tell(Command::Prompt { request, chunk }).await
+    }
+
+    /// Ends a request. `None` if it is neither waiting nor running.
+    ///
+    /// # Errors
+    /// The core has ended.
+    pub(crate) async fn abort(&self, id: RequestId) -> Result<Option<Aborted>> {
+        let (reply, aborted) = oneshot::channel();
+        self.tell(Command::Abort { id, reply }).await?;
+        // Dropped without an answer where there is no such request, and where the core ends now.
+        Ok(aborted.await.ok())
+    }
+
+    /// How busy the core is.
+    pub(crate) fn load(&self) -> Load {
+        *self.load.borrow()
+    }
+
+    /// Waits until the core says so of its load.
+    #[cfg(test)]
+    pub(crate) async fn load_becomes(&self, is_so: impl FnMut(&Load) -> bool) -> Load {
+        *self.load.clone().wait_for(is_so).await.unwrap()
+    }
+
+    async fn tell(&self, command: Command) -> Result<()> {
+        self.commands.send(command).await.map_err(|_| engine_ended())?;
+        self.bell.ring();
+        Ok(())
+    }
+}
+
+fn queue_full() -> Error {
+    Error::new(Code::QueueFull, "too many requests are waiting; try again later")
+}
+
+/// What everybody is told who talks to a core that is no more.
+pub(crate) fn engine_ended() -> Error {
+    Error::new(Code::Unavailable, "the engine has stopped; try again")
+}

@@ -1,0 +1,296 @@
+//! The loop: take commands, schedule, run, publish, commit. On its own OS thread, which never waits for a client.
+
+mod door;
+mod sequence;
+mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
+mod thread;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use fused_status::{Code, Error};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::events::CoreEvents;
+use crate::kv::{self, KvCache};
+use crate::request::{RequestId, ValidPromptChunk};
+use crate::runner::{Runner, RunnerError, SequenceOutput};
+use crate::scheduler::{Scheduled, Scheduler, SequenceId, Step};
+use door::{Aborted, Arrival, Command};
+pub(crate) use sequence::Drawn;
+use sequence::{End, Request};
+use stream::NotSent;
+
+pub(crate) use door::{Admitted, Door, Load, engine_ended};
+pub(crate) use stream::{Event, EventReceiver, Finish, FinishReason, PromptLogprobs};
+pub(crate) use thread::{CoreConfig, Failure, start};
+
+/// Commands taken between two steps; the rest waits for the next.
+const MAX_COMMANDS_PER_STEP: usize = 1024;
+
+/// Reads the time. Tests have their own.
+type Clock = Box<dyn Fn() -> Instant + Send>;
+
+/// Everything that runs on the core's thread.
+struct EngineCore<R: Runner> {
+    runner: R,
+    kv: KvCache<R::Memory>,
+    scheduler: Scheduler,
+    /// By number, that is in order of arrival.
+    requests: BTreeMap<u64, Request>,
+    numbers: HashMap<RequestId, u64>,
+    commands: mpsc::Receiver<Command>,
+    load: watch::Sender<Load>,
+    events: CoreEvents,
+    clock: Clock,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Some sequences ran.
+    Ran,
+    /// Nothing can run before a command comes, or this much time has passed.
+    Idle(Option<Duration>),
+}
+
+impl<R: Runner> EngineCore<R> {
+    /// One step of all sequences.
+    fn step(&mut self) -> Result<Progress, RunnerError> {
+        let started = (self.clock)();
+        self.take_commands();
+        self.end_lost_requests(started);
+        let step = self.scheduler.schedule(&mut self.kv);
+        self.note(&step, started);
+        let outputs = self.run(&step)?;
+        let finished = (self.clock)();
+        self.publish(&step, outputs, finished);
+        self.commit(&step, finished.saturating_duration_since(started));
+        Ok(if step.is_empty() { self.idle(finished) } else { Progress::Ran })
+    }
+
+    fn take_commands(&mut self) {
+        for _ in 0..MAX_COMMANDS_PER_STEP {
+            match self.commands.try_recv() {
+                Ok(Command::Start(arrival)) => self.admit(*arrival),
+                Ok(Command::Prompt { request, chunk }) => self.extend_prompt(request, &chunk),
+                Ok(Command::Abort { id, reply }) => self.abort(&id, reply),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn admit(&mut self, arrival: Arrival) {
+        let number = arrival.number;
+        if self.numbers.contains_key(&arrival.request.id) {
+            let message = format!("request_id `{}` is in use by a running request", arrival.request.id.0);
+            arrival.events.fail(Error::invalid("request_id", message));
+            return;
+        }
+        self.numbers.insert(arrival.request.id.clone(), number);
+        let request = Request::new(arrival);
+        for id in ids(number, &request) {
+            self.scheduler.add(id);
+        }
+        self.requests.insert(number, request);
+    }
+
+    fn extend_prompt(&mut self, number: u64, chunk: &ValidPromptChunk) {
+        // Unknown where it has been aborted or has failed in the meantime.
+        let Some(request) = self.requests.get_mut(&number) else { return };
+        request.extend_prompt(chunk);
+        if chunk.max_tokens.is_some() {
+            self.events.prompt(request.prompt_len());
+        }
+        for id in ids(number, request) {
+            self.scheduler.extend(id, chunk.tokens.len());
+            if chunk.max_tokens.is_some() {
+                self.scheduler.complete_prompt(id);
+            }
+        }
+    }
+
+    fn abort(&mut self, id: &RequestId, reply: oneshot::Sender<Aborted>) {
+        let Some(&number) = self.numbers.get(id) else { return };
+        let mut aborted = Aborted::default();
+        let Some(request) = self.requests.get_mut(&number) else { return };
+        for id in ids(number, request)
+            .filter(|id| !request.sequences[id.idx as usize].is_finished)
+            .collect::<Vec<_>>()
+        {
+            aborted.num_sequences += 1;
+            aborted.kv_bytes += self.scheduler.remove(id, &mut self.kv).unwrap_or(0);
+            // Gone or not reading: it is being ended anyway.
+            let _ = request.finish(id.idx, FinishReason::Aborted);
+        }
+        self.forget(number, "aborted");
+        // The one who asked may have gone.
+        let _ = reply.send(aborted);
+    }
+
+    /// Ends requests whose client has gone or whose deadline has passed.
+    fn end_lost_requests(&mut self, now: Instant) {
+        let lost = self.requests.iter().filter_map(|(number, request)| {
+            if request.events.is_gone() {
+                Some((*number, cancelled()))
+            } else if request.deadline.is_some_and(|deadline| deadline <= now) {
+                Some((*number, Error::new(Code::DeadlineExceeded, "the request's deadline has passed")))
+            } else {
+                None
+            }
+        });
+        for (number, error) in lost.collect::<Vec<_>>() {
+            self.fail(number, error);
+        }
+    }
+
+    /// Notes what the scheduler has decided.
+    fn note(&mut self, step: &Step, now: Instant) {
+        for id in &step.preempted {
+            self.events.preempted();
+            if let Some(request) = self.requests.get_mut(&id.request) {
+                request.note_preempted(id.idx);
+            }
+        }
+        for (id, error) in &step.failed {
+            let error = out_of_memory(error);
+            self.fail(id.request, error);
+        }
+        for Scheduled { id, .. } in &step.scheduled {
+            let request = self.requests.get_mut(&id.request);
+            if let Some(waited) = request.and_then(|request| request.note_scheduled(id.idx, now)) {
+                self.events.queued(waited);
+            }
+        }
+    }
+
+    /// Runs the forward pass and draws tokens.
+    fn run(&mut self, step: &Step) -> Result<Vec<(Scheduled, SequenceOutput)>, RunnerError> {
+        // A request that has just failed for want of memory may have another sequence in the step.
+        let steps = step.scheduled.iter().filter_map(|scheduled| {
+            Some((*scheduled, self.requests.get(&scheduled.id.request)?.step(scheduled)?))
+        });
+        let (scheduled, sequences): (Vec<_>, Vec<_>) = steps.unzip();
+        if sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outputs = self.runner.step(&sequences, &mut self.kv)?;
+        let mut asked = sequences.iter().map(|sequence| sequence.sample.is_some());
+        let drawn = outputs.iter().map(|output| output.sampled.is_some());
+        // A sequence without its output would wait for ever.
+        if !asked.by_ref().eq(drawn) {
+            let message = "the runner has not answered for every sequence".to_owned();
+            return Err(RunnerError { device: std::any::type_name::<R>().to_owned(), message });
+        }
+        Ok(scheduled.into_iter().zip(outputs).collect())
+    }
+
+    fn publish(&mut self, step: &Step, outputs: Vec<(Scheduled, SequenceOutput)>, now: Instant) {
+        debug_assert!(outputs.len() <= step.scheduled.len(), "outputs are of the step");
+        for (scheduled, output) in outputs {
+            let id = scheduled.id;
+            // Unknown where another sequence of the same request has just ended it.
+            let Some(request) = self.requests.get_mut(&id.request) else { continue };
+            let taken = request.take(&scheduled, output, now);
+            if let Some(drawn) = taken.drawn {
+                self.events.token(drawn);
+            }
+            match taken.end {
+                Some(End::Finished(reason)) => self.finish(id, reason),
+                Some(End::NotSent(error)) => self.fail(id.request, not_sent(error)),
+                None if taken.drawn.is_some() => self.scheduler.extend(id, 1),
+                None => {}
+            }
+        }
+    }
+
+    fn commit(&mut self, step: &Step, took: Duration) {
+        self.scheduler.commit(step);
+        debug_assert!(self.kv.is_consistent(), "a page is lost or in two places");
+        debug_assert!(self.scheduler.is_consistent(), "a sequence is in two queues");
+        if !step.scheduled.is_empty() {
+            self.events.step(took, step.scheduled.iter().map(|scheduled| scheduled.num_tokens).sum());
+        }
+        let load = Load {
+            num_running: self.scheduler.num_running(),
+            num_waiting: self.scheduler.num_waiting(),
+            num_tokens_to_prefill: self.scheduler.num_tokens_to_prefill(),
+            kv: self.kv.stats(),
+        };
+        self.events.load(&load);
+        self.load.send_replace(load);
+    }
+
+    fn idle(&self, now: Instant) -> Progress {
+        if !self.commands.is_empty() {
+            return Progress::Ran;
+        }
+        let next_deadline = self.requests.values().filter_map(|request| request.deadline).min();
+        Progress::Idle(next_deadline.map(|deadline| deadline.saturating_duration_since(now)))
+    }
+
+    /// Ends one sequence as it should end.
+    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        self.scheduler.remove(id, &mut self.kv);
+        let Some(request) = self.requests.get_mut(&id.request) else { return };
+        match request.finish(id.idx, reason) {
+            Err(error) => self.fail(id.request, not_sent(error)),
+            Ok(()) if request.is_finished() => {
+                self.forget(id.request, reason_label(reason));
+            }
+            Ok(()) => {}
+        }
+    }
+
+    /// Ends a request with an error and frees what it holds.
+    fn fail(&mut self, number: u64, error: Error) {
+        let Some(request) = self.requests.get(&number) else { return };
+        for id in ids(number, request) {
+            self.scheduler.remove(id, &mut self.kv);
+        }
+        if let Some(request) = self.forget(number, error.code().name()) {
+            request.events.fail(error);
+        }
+    }
+
+    fn forget(&mut self, number: u64, finish_reason: &'static str) -> Option<Request> {
+        let request = self.requests.remove(&number)?;
+        self.numbers.remove(&request.request.id);
+        self.events.request_ended(finish_reason);
+        Some(request)
+    }
+}
+
+/// The sequences of a request.
+fn ids(number: u64, request: &Request) -> impl Iterator<Item = SequenceId> + use<> {
+    (0..request.request.num_sequences).map(move |idx| SequenceId { request: number, idx })
+}
+
+fn reason_label(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Eos(_) | FinishReason::StopToken(_) => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Aborted => "aborted",
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "the client has gone")
+}
+
+fn not_sent(error: NotSent) -> Error {
+    match error {
+        NotSent::Gone => cancelled(),
+        NotSent::Full => Error::new(
+            Code::SlowReader,
+            "the stream was not read, its buffer is full, and the request was cancelled; read faster",
+        ),
+    }
+}
+
+fn out_of_memory(error: &kv::Error) -> Error {
+    Error::new(Code::Unavailable, "no memory could be had for the request's keys and values; try again")
+        .with_cause(error)
+}

@@ -1,0 +1,269 @@
+use std::time::{Duration, Instant};
+
+use fused_vocabulary::TokenId;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::door::Arrival;
+use super::stream::{Event, EventSender, Finish, FinishReason, NotSent, PromptLogprobs, Timings};
+use crate::request::{Stopping, ValidGenerateRequest, ValidPromptChunk};
+use crate::runner::{PromptLogprobStep, SequenceOutput, SequenceStep};
+use crate::sampler::{SampleStep, SampledToken, TokenLogprobs};
+use crate::scheduler::Scheduled;
+
+/// A request in the core.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) request: ValidGenerateRequest,
+    pub(super) events: EventSender,
+    pub(super) arrived: Instant,
+    pub(super) deadline: Option<Instant>,
+    /// Its place in the queue, until it is first scheduled.
+    place: Option<OwnedSemaphorePermit>,
+    prompt: Vec<TokenId>,
+    /// Known once the prompt is complete.
+    pub(super) max_tokens: Option<usize>,
+    /// Tokens that end a sequence, which may not be drawn before `min_tokens`.
+    ending: Vec<TokenId>,
+    /// Of the prompt's positions from the second on, as far as they are computed.
+    prompt_logprobs: Vec<TokenLogprobs>,
+    told_prompt: bool,
+    pub(super) sequences: Vec<Sequence>,
+}
+
+/// One continuation of a prompt.
+#[derive(Debug, Default)]
+pub(super) struct Sequence {
+    /// Prompt and output, one behind the other: after it had to give way, both are prefilled alike. Empty until it first
+    /// runs, so that a request for many sequences does not keep many copies of its prompt in the queue.
+    tokens: Vec<TokenId>,
+    pub(super) is_finished: bool,
+    num_preemptions: u32,
+    first_scheduled: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+/// What a step's output means for its sequence.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// The token that was drawn; none while the prompt is being prefilled.
+    pub(super) drawn: Option<Drawn>,
+    /// Set where it was the last.
+    pub(super) end: Option<End>,
+}
+
+/// When a token came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drawn {
+    pub(crate) is_first: bool,
+    /// Since the sequence's last token, or since the request arrived if it is the first.
+    pub(crate) latency: Duration,
+}
+
+/// Why a sequence does not go on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    Finished(FinishReason),
+    /// Its client cannot be told what comes next.
+    NotSent(NotSent),
+}
+
+impl Request {
+    pub(super) fn new(arrival: Arrival) -> Self {
+        let Arrival { request, events, arrived, place, .. } = arrival;
+        let stopping = &request.stopping;
+        let ending = stopping.eos_token_ids.iter().chain(&stopping.stop_token_ids).copied().collect();
+        Self {
+            // A deadline beyond what the clock can say is none.
+            deadline: request.timeout.and_then(|timeout| arrived.checked_add(timeout)),
+            sequences: (0..request.num_sequences).map(|_| Sequence::default()).collect(),
+            request,
+            events,
+            arrived,
+            place: Some(place),
+            prompt: Vec::new(),
+            max_tokens: None,
+            ending,
+            prompt_logprobs: Vec::new(),
+            told_prompt: false,
+        }
+    }
+
+    /// Tokens of the prompt, as far as it has arrived.
+    pub(super) fn prompt_len(&self) -> usize {
+        self.prompt.len()
+    }
+
+    /// Appends a chunk of the prompt.
+    pub(super) fn extend_prompt(&mut self, chunk: &ValidPromptChunk) {
+        self.max_tokens = chunk.max_tokens;
+        self.prompt.extend_from_slice(&chunk.tokens);
+        for sequence in self.sequences.iter_mut().filter(|sequence| sequence.has_run()) {
+            sequence.tokens.extend_from_slice(&chunk.tokens);
+        }
+    }
+
+    /// The runner's part of a sequence in this step.
+    pub(super) fn step(&self, scheduled: &Scheduled) -> Option<SequenceStep<'_>> {
+        let sequence = self.sequences.get(scheduled.id.idx as usize)?;
+        let end = scheduled.context_len + scheduled.num_tokens;
+        Some(SequenceStep {
+            slot: scheduled.slot,
+            context_len: scheduled.context_len,
+            tokens: sequence.tokens.get(scheduled.context_len..end)?,
+            sample: (scheduled.reaches_end && self.max_tokens != Some(0))
+                .then(|| self.draw(sequence, scheduled)),
+            prompt_logprobs: self.prompt_logprob_step(sequence, scheduled),
+        })
+    }
+
+    fn draw<'a>(&'a self, sequence: &'a Sequence, scheduled: &Scheduled) -> SampleStep<'a> {
+        let (prompt, output) = sequence.tokens.split_at(self.prompt.len());
+        SampleStep {
+            sampling: &self.request.sampling,
+            sequence_idx: scheduled.id.idx,
+            prompt,
+            output,
+            banned: if output.len() < self.request.stopping.min_tokens { &self.ending } else { &[] },
+            num_logprobs: self.request.num_logprobs,
+        }
+    }
+
+    /// The prompt is the same for all sequences; the first one, which none overtakes, is asked for it.
+    fn prompt_logprob_step<'a>(
+        &self,
+        sequence: &'a Sequence,
+        scheduled: &Scheduled,
+    ) -> Option<PromptLogprobStep<'a>> {
+        let is_asked = scheduled.id.idx == 0 && !self.told_prompt;
+        let num_top = self.request.num_prompt_logprobs.filter(|_| is_asked)?;
+        let first = scheduled.context_len + 1;
+        let end = (first + scheduled.num_tokens).min(self.prompt.len());
+        // What was computed before the sequence had to give way is not asked for again.
+        let is_new = end > 1 + self.prompt_logprobs.len();
+        let targets = sequence.tokens.get(first..end).filter(|_| is_new)?;
+        Some(PromptLogprobStep { targets, num_top })
+    }
+
+    /// Notes that a sequence runs in this step. Returns how long it has waited, if this is the first time.
+    pub(super) fn note_scheduled(&mut self, sequence_idx: u32, now: Instant) -> Option<Duration> {
+        self.place = None;
+        let sequence = self.sequences.get_mut(sequence_idx as usize)?;
+        if sequence.has_run() {
+            return None;
+        }
+        sequence.first_scheduled = Some(now);
+        sequence.tokens.clone_from(&self.prompt);
+        Some(now.saturating_duration_since(self.arrived))
+    }
+
+    /// Notes that a sequence had to give way.
+    pub(super) fn note_preempted(&mut self, sequence_idx: u32) {
+        if let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) {
+            sequence.num_preemptions += 1;
+        }
+    }
+
+    /// Takes a step's output of one sequence and tells the client.
+    pub(super) fn take(&mut self, scheduled: &Scheduled, output: SequenceOutput, now: Instant) -> Taken {
+        let first = scheduled.context_len + 1;
+        let known = (1 + self.prompt_logprobs.len()).saturating_sub(first);
+        self.prompt_logprobs.extend(output.prompt_logprobs.into_iter().skip(known));
+        if !scheduled.reaches_end {
+            return Taken { drawn: None, end: None };
+        }
+        if let Err(error) = self.tell_prompt() {
+            return Taken { drawn: None, end: Some(End::NotSent(error)) };
+        }
+        match output.sampled {
+            Some(token) => self.take_token(scheduled.id.idx, token, now),
+            None => Taken { drawn: None, end: Some(End::Finished(FinishReason::Length)) },
+        }
+    }
+
+    fn tell_prompt(&mut self) -> Result<(), NotSent> {
+        if self.told_prompt {
+            return Ok(());
+        }
+        self.told_prompt = true;
+        let first = self.sequences.first().and_then(|sequence| sequence.tokens.first());
+        let logprobs = self
+            .request
+            .num_prompt_logprobs
+            .and(first)
+            .map(|first| PromptLogprobs { first: *first, rest: std::mem::take(&mut self.prompt_logprobs) });
+        self.events.send(Event::Prompt { num_tokens: self.prompt.len(), logprobs })
+    }
+
+    fn take_token(&mut self, sequence_idx: u32, token: SampledToken, now: Instant) -> Taken {
+        let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) else {
+            return Taken { drawn: None, end: None };
+        };
+        let latency = now.saturating_duration_since(sequence.last_token.unwrap_or(self.arrived));
+        let drawn = Some(Drawn { is_first: sequence.first_token.is_none(), latency });
+        sequence.first_token.get_or_insert(now);
+        sequence.last_token = Some(now);
+        let num_output = sequence.tokens.len() - self.prompt.len();
+        let end = match self.request.stopping.ends(token.token, num_output) {
+            Some(reason) => Some(End::Finished(reason)),
+            None => {
+                sequence.tokens.push(token.token);
+                let is_last = self.max_tokens.is_some_and(|max_tokens| num_output + 1 >= max_tokens);
+                match self.events.send(Event::Token { sequence_idx, token }) {
+                    Err(error) => Some(End::NotSent(error)),
+                    Ok(()) => is_last.then_some(End::Finished(FinishReason::Length)),
+                }
+            }
+        };
+        Taken { drawn, end }
+    }
+
+    /// Tells the client that a sequence has ended.
+    pub(super) fn finish(&mut self, sequence_idx: u32, reason: FinishReason) -> Result<(), NotSent> {
+        let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) else { return Ok(()) };
+        sequence.is_finished = true;
+        let ended_by_token = matches!(reason, FinishReason::Eos(_) | FinishReason::StopToken(_));
+        let tokens = std::mem::take(&mut sequence.tokens);
+        let num_tokens = tokens.len().saturating_sub(self.prompt.len()) + usize::from(ended_by_token);
+        let timings = sequence.timings(self.arrived);
+        self.events.send(Event::Finish(Finish { sequence_idx, reason, num_tokens, timings }))
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.sequences.iter().all(|sequence| sequence.is_finished)
+    }
+}
+
+impl Sequence {
+    fn has_run(&self) -> bool {
+        self.first_scheduled.is_some()
+    }
+
+    fn timings(&self, arrived: Instant) -> Timings {
+        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from),
+            _ => Duration::ZERO,
+        };
+        Timings {
+            queue: between(Some(arrived), self.first_scheduled),
+            prefill: between(self.first_scheduled, self.first_token),
+            decode: between(self.first_token, self.last_token),
+            num_preemptions: self.num_preemptions,
+        }
+    }
+}
+
+impl Stopping {
+    /// Why a sequence ends with this token, `num_output` others having been drawn before.
+    fn ends(&self, token: TokenId, num_output: usize) -> Option<FinishReason> {
+        if num_output < self.min_tokens {
+            None
+        } else if self.eos_token_ids.contains(&token) {
+            Some(FinishReason::Eos(token))
+        } else if self.stop_token_ids.contains(&token) {
+            Some(FinishReason::StopToken(token))
+        } else {
+            None
+        }
+    }
+}

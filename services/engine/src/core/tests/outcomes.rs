@@ -1,0 +1,323 @@
+//! Every way in which a request can end.
+
+use fused_proto::common::v1::LogprobParams;
+
+use super::*;
+
+#[test]
+fn a_request_runs_to_its_end() {
+    let mut harness = Harness::new(64);
+    let mut client = harness.send(max_tokens("a", 9), &[1, 2, 3]);
+    harness.run();
+    client.listen();
+    let (tokens, reason) = alone(&[1, 2, 3], 0, 9);
+    assert_eq!(client.tokens(0), tokens);
+    assert!(matches!(client.heard[0], Event::Prompt { num_tokens: 3, logprobs: None }));
+    assert_eq!((client.finishes()[0].reason, client.finishes()[0].num_tokens), (reason, 9));
+    assert_eq!(client.ended, Some(None));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_prompt_in_chunks_gives_what_the_whole_gives() {
+    let mut harness = Harness::new(64);
+    let (mut client, mut prompt) = harness.start(max_tokens("a", 5)).unwrap();
+    for chunk in [&[5, 6][..], &[], &[7, 8, 9]] {
+        harness.prompt(&client, &mut prompt, chunk, false);
+        harness.run();
+        assert!(client.listen().heard.is_empty(), "nothing is drawn before the end is marked");
+    }
+    harness.prompt(&client, &mut prompt, &[], true);
+    harness.run();
+    assert_eq!(client.listen().tokens(0), alone(&[5, 6, 7, 8, 9], 0, 5).0);
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn ending_tokens_end_and_are_not_sent() {
+    // The first token of this prompt, made a stop token.
+    let (tokens, _) = alone(&[4, 2], 0, 3);
+    let mut harness = Harness::new(64);
+    let params = StoppingParams { stop_token_ids: vec![tokens[2].0], ..StoppingParams::default() };
+    let mut client = harness.send(stopping("a", params.clone()), &[4, 2]);
+    harness.run();
+    let finish = client.listen().finishes()[0].clone();
+    assert_eq!((finish.reason, finish.num_tokens), (FinishReason::StopToken(tokens[2]), 3));
+    assert_eq!(client.tokens(0), tokens[..2]);
+    // Neither is drawn before `min_tokens`.
+    let params = StoppingParams { min_tokens: Some(20), max_tokens: Some(20), ..params };
+    let mut client = harness.send(stopping("b", params), &[4, 2]);
+    harness.run();
+    client.listen();
+    assert_eq!(client.tokens(0).len(), 20);
+    assert!(!client.tokens(0).contains(&tokens[2]) && !client.tokens(0).contains(&EOS));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn end_of_sequence_ends_unless_ignored() {
+    let prompt = (0..).find(|first| alone(&[*first], 0, 30).1 == FinishReason::Eos(EOS)).unwrap();
+    let (tokens, _) = alone(&[prompt], 0, 30);
+    let mut harness = Harness::new(64);
+    let mut client = harness.send(max_tokens("a", 30), &[prompt]);
+    let params = StoppingParams { max_tokens: Some(30), ignore_eos: Some(true), ..StoppingParams::default() };
+    let mut ignoring = harness.send(stopping("b", params), &[prompt]);
+    harness.run();
+    assert_eq!(client.listen().tokens(0), tokens);
+    assert_eq!(client.finishes()[0].reason, FinishReason::Eos(EOS));
+    assert_eq!(client.finishes()[0].num_tokens, tokens.len() + 1);
+    assert_eq!(ignoring.listen().tokens(0).len(), 30);
+    assert!(ignoring.tokens(0).contains(&EOS));
+}
+
+#[test]
+fn the_context_bounds_what_has_no_other_bound() {
+    let mut harness = Harness::new(64);
+    let params = StoppingParams { ignore_eos: Some(true), ..StoppingParams::default() };
+    let mut client = harness.send(stopping("a", params), &[1, 2, 3]);
+    harness.run();
+    assert_eq!(client.listen().tokens(0).len(), MAX_MODEL_LEN - 3);
+    assert_eq!(client.finishes()[0].reason, FinishReason::Length);
+}
+
+#[test]
+fn no_tokens_at_all_means_the_prompt_alone() {
+    let mut harness = Harness::new(64);
+    let logprobs = Some(LogprobParams { num_prompt: Some(0), ..LogprobParams::default() });
+    let opening = GenerateOpening { logprobs, ..max_tokens("a", 0) };
+    let prompt: Vec<u32> = (0..MAX_MODEL_LEN as u32).collect();
+    let mut client = harness.send(opening, &prompt);
+    harness.run();
+    client.listen();
+    let [Event::Prompt { num_tokens: MAX_MODEL_LEN, logprobs: Some(logprobs) }, Event::Finish(finish)] =
+        &client.heard[..]
+    else {
+        panic!("{:?}", client.heard);
+    };
+    assert_eq!((finish.reason, finish.num_tokens), (FinishReason::Length, 0));
+    assert_eq!(logprobs.first, TokenId(0));
+    // Computed in four chunks, each position once and with its own token.
+    let positions: Vec<_> = logprobs.rest.iter().map(|l| (l.token.0, -l.logprob as u32)).collect();
+    let expected: Vec<_> = (1..MAX_MODEL_LEN as u32).map(|position| (position, position)).collect();
+    assert_eq!(positions, expected);
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn prompt_logprobs_survive_chunks_and_giving_way() {
+    let logprobs = Some(LogprobParams { num_prompt: Some(0), ..LogprobParams::default() });
+    let config = CoreConfig { token_budget: 3, max_waiting_requests: 8, stream_buffer: 64 };
+    let mut harness = Harness::with(16, config);
+    // An old sequence needs the page that the new one's prompt, two tokens a step, holds half-way.
+    let params = StoppingParams { max_tokens: Some(40), ignore_eos: Some(true), ..StoppingParams::default() };
+    let old = harness.send(stopping("old", params), &[9; 10]);
+    for _ in 0..28 {
+        harness.step();
+    }
+    let (mut client, mut prompt) = harness.start(GenerateOpening { logprobs, ..max_tokens("a", 3) }).unwrap();
+    let tokens: Vec<u32> = (10..32).collect();
+    harness.prompt(&client, &mut prompt, &tokens[..7], false);
+    harness.step();
+    harness.prompt(&client, &mut prompt, &tokens[7..], true);
+    harness.run();
+    drop(old);
+    client.listen();
+    let Event::Prompt { num_tokens: 22, logprobs: Some(logprobs) } = &client.heard[0] else {
+        panic!("{:?}", client.heard);
+    };
+    let positions: Vec<_> = logprobs.rest.iter().map(|l| (l.token.0, -l.logprob as u32)).collect();
+    let expected: Vec<_> = (1..22).map(|position| (position + 10, position)).collect();
+    assert_eq!(positions, expected);
+    assert_eq!(client.tokens(0), alone(&tokens, 0, 3).0);
+    assert!(client.finishes()[0].timings.num_preemptions > 0);
+}
+
+#[test]
+fn who_gives_way_goes_on_as_if_nothing_had_been() {
+    let mut harness = Harness::new(16);
+    let prompts: Vec<Vec<u32>> = (0..4).map(|idx| vec![idx; 6]).collect();
+    let params = StoppingParams { max_tokens: Some(40), ignore_eos: Some(true), ..StoppingParams::default() };
+    let mut clients: Vec<_> = prompts
+        .iter()
+        .enumerate()
+        .map(|(idx, prompt)| harness.send(stopping(&idx.to_string(), params.clone()), prompt))
+        .collect();
+    harness.run();
+    let mut num_preemptions = 0;
+    for (client, prompt) in clients.iter_mut().zip(&prompts) {
+        let mut context: Vec<_> = prompt.iter().copied().map(TokenId).collect();
+        for _ in 0..40 {
+            context.push(next_token(&context, 0, &[]));
+        }
+        assert_eq!(client.listen().tokens(0), context[prompt.len()..]);
+        num_preemptions += client.finishes()[0].timings.num_preemptions;
+    }
+    assert!(num_preemptions > 0, "four sequences of 46 tokens do not fit into 64");
+    assert_eq!(clients[0].finishes()[0].timings.num_preemptions, 0, "the oldest never gives way");
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn several_sequences_of_one_prompt() {
+    let mut harness = Harness::new(64);
+    let opening = GenerateOpening { num_sequences: Some(3), ..max_tokens("a", 6) };
+    let mut client = harness.send(opening, &[1, 2, 3, 4]);
+    harness.run();
+    client.listen();
+    for idx in 0..3 {
+        assert_eq!(client.tokens(idx), alone(&[1, 2, 3, 4], idx, 6).0);
+    }
+    assert_eq!(client.finishes().len(), 3);
+    let prompts = client.heard.iter().filter(|event| matches!(event, Event::Prompt { .. }));
+    assert_eq!(prompts.count(), 1);
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn an_abort_says_what_it_freed() {
+    let mut harness = Harness::new(64);
+    let opening = GenerateOpening { num_sequences: Some(2), ..max_tokens("a", 40) };
+    let mut client = harness.send(opening, &[1; 9]);
+    let (mut waiting, _) = harness.start(max_tokens("b", 40)).unwrap();
+    harness.step();
+    harness.step();
+    let aborted = harness.abort("a").unwrap();
+    assert_eq!(aborted.num_sequences, 2);
+    // Ten tokens are three pages, and two are mapped ahead.
+    assert_eq!(aborted.kv_bytes, 2 * 5 * 32);
+    client.listen();
+    assert_eq!(
+        client.finishes().iter().map(|finish| finish.reason).collect::<Vec<_>>(),
+        [FinishReason::Aborted; 2]
+    );
+    assert_eq!(client.ended, Some(None));
+    assert_eq!(harness.abort("a"), None);
+    assert_eq!(harness.abort("b"), Some(Aborted { num_sequences: 1, kv_bytes: 0 }));
+    assert_eq!(waiting.listen().finishes().len(), 1);
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_client_that_goes_is_noticed_before_the_next_step() {
+    let mut harness = Harness::new(64);
+    let client = harness.send(max_tokens("a", 40), &[1, 2, 3]);
+    harness.step();
+    assert_eq!(harness.door.load().kv.live_slots, 1);
+    drop(client);
+    assert_eq!(harness.step(), Progress::Idle(None));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cancelled_alone() {
+    let mut harness =
+        Harness::with(64, CoreConfig { token_budget: 16, max_waiting_requests: 8, stream_buffer: 8 });
+    let params = StoppingParams { max_tokens: Some(30), ignore_eos: Some(true), ..StoppingParams::default() };
+    let mut slow = harness.send(stopping("slow", params.clone()), &[1]);
+    let mut quick = harness.send(stopping("quick", params), &[1]);
+    while harness.step() == Progress::Ran {
+        quick.listen();
+    }
+    slow.listen();
+    assert_eq!(slow.failure(), Some(Code::SlowReader));
+    assert_eq!(slow.tokens(0).len(), 7, "what was in the buffer arrives");
+    assert_eq!(quick.tokens(0).len(), 30);
+    assert_eq!(quick.ended, Some(None));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn deadlines_pass_while_waiting_and_while_running() {
+    let mut harness = Harness::new(64);
+    let timed = |id: &str, ms: u64| GenerateOpening { timeout_us: Some(ms * 1000), ..max_tokens(id, 40) };
+    let mut running = harness.send(timed("running", 10), &[1, 2]);
+    let (mut arriving, _) = harness.start(timed("arriving", 20)).unwrap();
+    harness.step();
+    harness.pass(Duration::from_millis(9));
+    harness.step();
+    assert_eq!(running.listen().ended, None);
+    harness.pass(Duration::from_millis(1));
+    assert_eq!(
+        harness.step(),
+        Progress::Idle(Some(Duration::from_millis(10))),
+        "it sleeps until the next one"
+    );
+    assert_eq!(running.listen().failure(), Some(Code::DeadlineExceeded));
+    harness.pass(Duration::from_millis(10));
+    harness.step();
+    assert_eq!(arriving.listen().failure(), Some(Code::DeadlineExceeded));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn timings_are_those_of_the_clock() {
+    let mut harness = Harness::new(64);
+    let params = StoppingParams { max_tokens: Some(3), ignore_eos: Some(true), ..StoppingParams::default() };
+    let (mut client, mut prompt) = harness.start(stopping("a", params)).unwrap();
+    harness.pass(Duration::from_millis(5));
+    harness.prompt(&client, &mut prompt, &[1; 20], true);
+    for _ in 0..4 {
+        harness.step();
+        harness.pass(Duration::from_millis(3));
+    }
+    let timings = client.listen().finishes()[0].timings;
+    let ms = Duration::from_millis;
+    assert_eq!((timings.queue, timings.prefill, timings.decode), (ms(5), ms(3), ms(6)));
+}
+
+#[test]
+fn an_id_in_use_is_refused_and_free_again_afterwards() {
+    let mut harness = Harness::new(64);
+    let mut first = harness.send(max_tokens("a", 3), &[1]);
+    let mut second = harness.send(max_tokens("a", 3), &[2]);
+    harness.run();
+    assert_eq!(first.listen().ended, Some(None));
+    assert_eq!(second.listen().failure(), Some(Code::InvalidArgument));
+    let mut third = harness.send(max_tokens("a", 3), &[2]);
+    harness.run();
+    assert_eq!(third.listen().tokens(0), alone(&[2], 0, 3).0);
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_full_queue_refuses_at_the_door() {
+    let mut harness = Harness::new(64);
+    let clients: Vec<_> = (0..8).map(|idx| harness.send(max_tokens(&idx.to_string(), 30), &[idx])).collect();
+    let refused = harness.start(opening("late")).err().unwrap();
+    assert_eq!(refused.code(), Code::QueueFull);
+    harness.step();
+    // Four run; their places are free.
+    let late: Vec<_> = (0..4).map(|idx| harness.start(opening(&format!("late {idx}"))).unwrap()).collect();
+    assert!(harness.start(opening("too late")).is_err());
+    drop((clients, late));
+    harness.step();
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_failing_runner_ends_everybody_and_says_why() {
+    for fault in [Fault::Error { step: 3 }, Fault::Panic { step: 3 }, Fault::Short { step: 3 }] {
+        let mut harness = Harness::new(64);
+        harness.core.runner.fault = Some(fault);
+        let mut running = harness.send(max_tokens("a", 30), &[1]);
+        let (mut arriving, _) = harness.start(opening("b")).unwrap();
+        let (failed, failure) = watch::channel(None);
+        let Harness { core, door, .. } = harness;
+        core.run_until(&std::sync::atomic::AtomicBool::new(false), &failed);
+        let reason = failure.borrow().clone().unwrap();
+        let expected = match fault {
+            Fault::Error { .. } => "told to fail",
+            Fault::Panic { .. } => "told to panic",
+            Fault::Short { .. } => "not answered",
+        };
+        assert!(reason.contains(expected), "{reason}");
+        assert_eq!(running.listen().tokens(0).len(), 2);
+        assert_eq!(running.failure(), Some(Code::Unavailable));
+        assert_eq!(arriving.listen().failure(), Some(Code::Unavailable));
+        let model = model();
+        let limits = Limits { model: &model, num_slots: NUM_SLOTS };
+        let request = ValidGenerateRequest::new(opening("c"), limits).unwrap();
+        assert_eq!(door.start(request, Instant::now()).err().unwrap().code(), Code::Unavailable);
+        assert_eq!(door.load(), Load::default());
+    }
+}

@@ -1,0 +1,115 @@
+use std::future::Future;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fused_lifecycle::Lifecycle;
+use fused_proto::engine::v1::engine_server::EngineServer;
+use fused_vocabulary::TokenId;
+
+use crate::core::{self, CoreConfig, Failure};
+use crate::kv::KvCache;
+use crate::runner::Runner;
+use crate::service::EngineService;
+use crate::{Config, Error};
+
+/// The model behind an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// The name clients use.
+    pub name: String,
+    /// Which vocabulary its token ids are of, in hexadecimal.
+    pub vocabulary_fingerprint: String,
+    /// Prompt and output tokens of one sequence.
+    pub max_model_len: usize,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Vec<TokenId>,
+    /// `model_type` of config.json.
+    pub architecture: String,
+    /// Of the weights, as far as config.json says.
+    pub dtype: Option<String>,
+    /// What it runs on.
+    pub device: String,
+    /// The most log-probabilities a position.
+    pub max_logprobs: u32,
+    /// When this process loaded it.
+    pub created_unix_s: i64,
+}
+
+/// A running engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    service: EngineService,
+    failure: Failure,
+}
+
+impl Engine {
+    /// Starts the core on its thread. `config` has been checked; `kv` holds one sequence of `model.max_model_len`.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub(crate) fn start<R: Runner>(
+        config: &Config,
+        model: ModelInfo,
+        runner: R,
+        kv: KvCache<R::Memory>,
+        lifecycle: &Lifecycle,
+    ) -> Result<Self, Error> {
+        let core_config = CoreConfig {
+            token_budget: config.token_budget,
+            max_waiting_requests: config.max_waiting_requests,
+            stream_buffer: config.stream_buffer,
+        };
+        let num_slots = kv.num_slots();
+        let (door, failure) = core::start(core_config, runner, kv, lifecycle).map_err(Error::Thread)?;
+        let service = EngineService::new(door, model, num_slots, config.prompt_timeout, lifecycle.clone());
+        Ok(Self { service, failure })
+    }
+
+    /// The gRPC service, to be added to a router.
+    #[must_use]
+    pub fn service(&self) -> EngineServer<EngineService> {
+        EngineServer::new(self.service.clone())
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model_info(&self) -> &ModelInfo {
+        self.service.model()
+    }
+
+    /// Whether requests are taken.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.failure.borrow().is_none() && self.service.is_serving()
+    }
+
+    /// Completes with the reason when the engine has failed: every request has been ended, and the process must be
+    /// restarted. Never completes otherwise.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut failure = self.failure.clone();
+        async move {
+            let reason = match failure.wait_for(Option::is_some).await {
+                Ok(reason) => reason.as_deref().map(str::to_owned),
+                // The core was told to stop.
+                Err(_) => None,
+            };
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// The way to the core, for tests.
+    #[cfg(test)]
+    pub(crate) fn door(&self) -> &core::Door {
+        self.service.door()
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}

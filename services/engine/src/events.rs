@@ -1,0 +1,138 @@
+//! Everything the engine counts and logs. The metrics' names are a contract with dashboards: they do not change.
+
+use std::time::Duration;
+
+use fused_status::Code;
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::ModelInfo;
+use crate::config::KvPlan;
+use crate::core::{Drawn, Load};
+
+/// The core's metrics.
+pub(crate) struct CoreEvents {
+    running_sequences: Gauge,
+    waiting_sequences: Gauge,
+    slots_in_use: Gauge,
+    kv_bytes_total: Gauge,
+    kv_bytes_mapped: Gauge,
+    kv_bytes_parked: Gauge,
+    kv_bytes_free: Gauge,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    preemptions: Counter,
+    steps: Counter,
+    step_duration: Histogram,
+    step_tokens: Histogram,
+    queue_time: Histogram,
+    time_to_first_token: Histogram,
+    inter_token_latency: Histogram,
+}
+
+impl CoreEvents {
+    pub(crate) fn new() -> Self {
+        let kv_bytes = |state| gauge!("fused_engine_kv_bytes", "state" => state);
+        Self {
+            running_sequences: gauge!("fused_engine_running_sequences"),
+            waiting_sequences: gauge!("fused_engine_waiting_sequences"),
+            slots_in_use: gauge!("fused_engine_slots_in_use"),
+            kv_bytes_total: kv_bytes("total"),
+            kv_bytes_mapped: kv_bytes("mapped"),
+            kv_bytes_parked: kv_bytes("parked"),
+            kv_bytes_free: kv_bytes("free"),
+            prompt_tokens: counter!("fused_engine_prompt_tokens_total"),
+            generation_tokens: counter!("fused_engine_generation_tokens_total"),
+            preemptions: counter!("fused_engine_preemptions_total"),
+            steps: counter!("fused_engine_steps_total"),
+            step_duration: histogram!("fused_engine_step_duration_seconds"),
+            step_tokens: histogram!("fused_engine_step_tokens"),
+            queue_time: histogram!("fused_engine_queue_time_seconds"),
+            time_to_first_token: histogram!("fused_engine_time_to_first_token_seconds"),
+            inter_token_latency: histogram!("fused_engine_inter_token_latency_seconds"),
+        }
+    }
+
+    /// A prompt has arrived whole.
+    pub(crate) fn prompt(&self, num_tokens: usize) {
+        self.prompt_tokens.increment(num_tokens as u64);
+    }
+
+    /// A sequence was scheduled for the first time.
+    pub(crate) fn queued(&self, waited: Duration) {
+        self.queue_time.record(waited);
+    }
+
+    pub(crate) fn preempted(&self) {
+        self.preemptions.increment(1);
+    }
+
+    /// A token was drawn.
+    pub(crate) fn token(&self, drawn: Drawn) {
+        self.generation_tokens.increment(1);
+        let histogram = if drawn.is_first { &self.time_to_first_token } else { &self.inter_token_latency };
+        histogram.record(drawn.latency);
+    }
+
+    pub(crate) fn step(&self, took: Duration, num_tokens: usize) {
+        self.steps.increment(1);
+        self.step_duration.record(took);
+        self.step_tokens.record(num_tokens as f64);
+    }
+
+    /// How things stand after a step.
+    pub(crate) fn load(&self, load: &Load) {
+        self.running_sequences.set(load.num_running as f64);
+        self.waiting_sequences.set(load.num_waiting as f64);
+        self.slots_in_use.set(load.kv.live_slots as f64);
+        self.kv_bytes_total.set(load.kv.total_bytes as f64);
+        self.kv_bytes_mapped.set(load.kv.mapped_bytes as f64);
+        self.kv_bytes_parked.set(load.kv.parked_bytes as f64);
+        self.kv_bytes_free.set(load.kv.free_bytes as f64);
+    }
+
+    /// A request is over: `stop`, `length`, `aborted`, or the name of the error it ended with.
+    pub(crate) fn request_ended(&self, finish_reason: &'static str) {
+        request_ended(finish_reason);
+    }
+}
+
+/// A request was refused before the core saw it.
+pub(crate) fn refused(code: Code) {
+    request_ended(code.name());
+}
+
+fn request_ended(finish_reason: &'static str) {
+    counter!("fused_engine_requests_total", "finish_reason" => finish_reason).increment(1);
+}
+
+/// The engine is lost; the process must be restarted.
+pub(crate) fn failed(reason: &str) {
+    tracing::error!(reason, "the engine has failed");
+}
+
+/// How the engine is set up.
+pub(crate) fn started(model: &ModelInfo, plan: &KvPlan) {
+    tracing::info!(
+        model = %model.name,
+        device = %model.device,
+        max_model_len = model.max_model_len,
+        num_slots = plan.size.num_slots,
+        kv_bytes = plan.size.pool_bytes,
+        page_bytes = plan.page_bytes,
+        "the engine starts"
+    );
+}
+
+/// The context is shorter than the model's, because KV memory for one sequence of that length is not there.
+pub(crate) fn context_shortened(model_max_len: usize, max_model_len: usize) {
+    tracing::warn!(
+        model_max_len,
+        max_model_len,
+        "KV memory does not hold one sequence of the model's full context; raise kv_cache_bytes for more"
+    );
+}
+
+/// An aborted request, with the reason its caller gave.
+pub(crate) fn aborted(request_id: &str, reason: &str, num_sequences: usize, kv_bytes: usize) {
+    tracing::info!(request_id, reason, num_sequences, kv_bytes, "a request was aborted");
+}

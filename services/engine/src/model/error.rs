@@ -1,0 +1,44 @@
+use fused_vocabulary::TokenId;
+
+/// Why weights cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tensor is missing or of another shape or type.
+    #[error("the weights cannot be read")]
+    Checkpoint(#[from] fused_checkpoint::Error),
+    /// The weights are adapted, and nobody said to what.
+    #[error("the weights are adapted to the vocabulary {weights}: its patch vocabulary must be given")]
+    PatchMissing {
+        /// The fingerprint in config.json.
+        weights: String,
+    },
+    /// The weights are adapted to another vocabulary.
+    #[error("the weights are adapted to the vocabulary {weights}, and the patch vocabulary given is {patch}")]
+    OtherPatch {
+        /// The fingerprint in config.json.
+        weights: String,
+        /// The fingerprint of the patch vocabulary.
+        patch: String,
+    },
+    /// The weights are adapted, but not to as many tokens as the vocabulary has.
+    #[error(
+        "the weights have {num_rows} embedding rows, and the vocabulary they are adapted to has {vocab_size} tokens"
+    )]
+    AdaptedRows {
+        /// `vocab_size` of config.json.
+        num_rows: usize,
+        /// Tokens of the patch vocabulary.
+        vocab_size: usize,
+    },
+    /// The patch vocabulary builds on a base token that the model does not have.
+    #[error("the patch vocabulary builds on base token {token}, and the model has {num_rows} embedding rows")]
+    BaseToken {
+        /// The base token.
+        token: TokenId,
+        /// Rows of the base model's matrix.
+        num_rows: usize,
+    },
+    /// The device cannot take a matrix.
+    #[error("a weight matrix cannot be placed on the device")]
+    Place(#[source] Box<dyn std::error::Error + Send + Sync>),
+}

@@ -1,0 +1,74 @@
+//! Llama and what is built like it (Mistral, Qwen2, Qwen3): RMSNorm, rotary positions, gated feed-forward. Biases, head
+//! norms and windows are the configuration's.
+
+use super::source::Source;
+use super::{Error, FeedForward, Layer, Linear, Model, Positions, QkNorm, Tensor, rope};
+
+pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
+    let config = source.config;
+    let prefix = source.checkpoint.prefix("model.", "embed_tokens.weight");
+    let hidden = config.hidden_size;
+    let shape = source.shape(FeedForward::Gated);
+    let (num_queries, num_keys) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    let (embedding, head) =
+        source.embedding_and_head(&format!("{prefix}embed_tokens.weight"), "lm_head.weight")?;
+    let frequencies = config.rope.as_ref().map(|rope| rope::frequencies(rope, config.head_dim));
+
+    let layers = (0..config.num_layers).map(|layer_idx| {
+        let name = |part: &str| format!("{prefix}layers.{layer_idx}.{part}");
+        let attention = |part: &str| name(&format!("self_attn.{part}"));
+        let (queries, keys, values) = (attention("q_proj"), attention("k_proj"), attention("v_proj"));
+        let qkv = [(&queries, num_queries), (&keys, num_keys), (&values, num_keys)];
+        let output = attention("o_proj");
+        let (gate, up, down) = (name("mlp.gate_proj"), name("mlp.up_proj"), name("mlp.down_proj"));
+        let gate_up = [(&gate, config.intermediate_size), (&up, config.intermediate_size)];
+        let qk_norm = || -> Result<QkNorm, Error> {
+            let norm = |part: &str| source.vector(&attention(part), config.head_dim);
+            Ok(QkNorm { query: norm("q_norm.weight")?, key: norm("k_norm.weight")? })
+        };
+        let linear = |parts: &[(&String, usize)], num_inputs, has_bias| {
+            fused(source, &Projections { parts, num_inputs, has_bias })
+        };
+        Ok(Layer {
+            attention_norm: source.rms_norm(&name("input_layernorm"), hidden)?,
+            qkv: linear(&qkv, hidden, config.qkv_bias)?,
+            qk_norm: config.qk_norm.then(qk_norm).transpose()?,
+            attention_output: linear(&[(&output, hidden)], num_queries, config.attention_output_bias)?,
+            feed_forward_norm: source.rms_norm(&name("post_attention_layernorm"), hidden)?,
+            up: linear(&gate_up, hidden, config.mlp_bias)?,
+            down: linear(&[(&down, hidden)], config.intermediate_size, config.mlp_bias)?,
+            window: config.sliding_window[layer_idx],
+            attention_scale: source.attention_scale(layer_idx),
+        })
+    });
+    Ok(Model {
+        shape,
+        embedding,
+        positions: Positions::Rotary(frequencies.unwrap_or_default()),
+        layers: layers.collect::<Result<_, Error>>()?,
+        final_norm: source.rms_norm(&format!("{prefix}norm"), hidden)?,
+        head,
+    })
+}
+
+/// Projections of one input.
+struct Projections<'a> {
+    /// Their names, and how many outputs each has.
+    parts: &'a [(&'a String, usize)],
+    num_inputs: usize,
+    has_bias: bool,
+}
+
+/// Projections of the same input as one matrix, their outputs in order.
+fn fused<W>(source: &Source<'_, W>, projections: &Projections<'_>) -> Result<Linear<W>, Error> {
+    let mut weight = Tensor::empty(projections.num_inputs);
+    let mut bias = Vec::new();
+    for (name, num_outputs) in projections.parts {
+        let part = source.matrix(&format!("{name}.weight"), *num_outputs, projections.num_inputs)?;
+        weight = weight.stacked(part);
+        if projections.has_bias {
+            bias.extend(source.vector(&format!("{name}.bias"), *num_outputs)?);
+        }
+    }
+    source.linear(weight, projections.has_bias.then_some(bias))
+}

@@ -1,0 +1,160 @@
+//! A model's weights, called by what they do, whatever the family calls them.
+//!
+//! The families served here are one shape with options: which norm, gated or plain feed-forward, rotary or learned
+//! positions. `gpt2` and `llama` know what a checkpoint calls the parts and how it stores them, and fuse them into
+//! a [`Model`]; a runner then needs to know no family. With a patch vocabulary the embedding rows of the adapted model
+//! are computed here (`adapt`). Matrices go through the runner's `place` one by one, so that a model never stands in
+//! memory twice.
+
+mod adapt;
+mod error;
+mod gpt2;
+mod llama;
+mod rope;
+mod source;
+mod tensor;
+
+use fused_checkpoint::{Activation, Checkpoint, Family, ModelConfig};
+use fused_vocabulary::PatchVocabulary;
+
+pub use error::Error;
+pub use tensor::Tensor;
+
+/// A decoder-only transformer. `W` is a weight matrix `[outputs, inputs]` as the runner's device holds it.
+#[derive(Debug)]
+pub struct Model<W> {
+    /// Sizes of one layer, and what its attention sees.
+    pub shape: Shape,
+    /// `[vocabulary, hidden]`.
+    pub embedding: W,
+    /// How positions are told apart.
+    pub positions: Positions,
+    /// In order.
+    pub layers: Vec<Layer<W>>,
+    /// Before the head.
+    pub final_norm: Norm,
+    /// `[vocabulary, hidden]`; nothing where it is the embedding.
+    pub head: Option<W>,
+}
+
+/// The sizes of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Token ids: rows of embedding and head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward part.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Tokens of the longest sequence.
+    pub max_positions: usize,
+    /// The epsilon of all norms.
+    pub norm_eps: f32,
+    /// The non-linearity of the feed-forward part.
+    pub activation: Activation,
+    /// What it is applied to.
+    pub feed_forward: FeedForward,
+}
+
+/// How the feed-forward part is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// down(f(up(x))).
+    Plain,
+    /// down(f(gate(x)) · up(x)); gate and up are one matrix, gate's rows first.
+    Gated,
+}
+
+/// How positions are told apart.
+#[derive(Debug)]
+pub enum Positions {
+    /// Rows `[max_positions, hidden]` added to the embedding.
+    Learned(Vec<f32>),
+    /// Queries and keys are turned: radians a position, one a pair of a head's elements.
+    Rotary(Vec<f32>),
+}
+
+/// One layer.
+#[derive(Debug)]
+pub struct Layer<W> {
+    /// Before attention.
+    pub attention_norm: Norm,
+    /// Queries, keys and values: `[(heads + 2 kv heads) · dim, hidden]`.
+    pub qkv: Linear<W>,
+    /// RMSNorm weights `[dim]` for each head's query and key, before they are turned.
+    pub qk_norm: Option<QkNorm>,
+    /// `[hidden, heads · dim]`.
+    pub attention_output: Linear<W>,
+    /// Before the feed-forward part.
+    pub feed_forward_norm: Norm,
+    /// `[intermediate, hidden]`, or twice as many rows where gated.
+    pub up: Linear<W>,
+    /// `[hidden, intermediate]`.
+    pub down: Linear<W>,
+    /// Tokens that a query sees, itself included; nothing: all.
+    pub window: Option<usize>,
+    /// What attention scores are multiplied by.
+    pub attention_scale: f32,
+}
+
+/// The weights of a norm, `[width]`.
+#[derive(Debug)]
+pub enum Norm {
+    /// RMSNorm.
+    Rms(Vec<f32>),
+    /// LayerNorm.
+    Layer {
+        /// What the normed value is multiplied by.
+        weight: Vec<f32>,
+        /// What is added then.
+        bias: Vec<f32>,
+    },
+}
+
+/// The norms of queries and keys.
+#[derive(Debug)]
+pub struct QkNorm {
+    /// Of queries.
+    pub query: Vec<f32>,
+    /// Of keys.
+    pub key: Vec<f32>,
+}
+
+/// A matrix and its bias.
+#[derive(Debug)]
+pub struct Linear<W> {
+    /// `[outputs, inputs]`.
+    pub weight: W,
+    /// `[outputs]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+impl<W> Model<W> {
+    /// Loads all weights; `place` puts a matrix where the runner wants it.
+    ///
+    /// # Errors
+    /// A tensor that is missing, or of another shape or type than `config` says; a patch vocabulary that does not belong
+    /// to these weights; the device has no room.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        patch: Option<&PatchVocabulary>,
+        place: &dyn Fn(Tensor) -> Result<W, Error>,
+    ) -> Result<Self, Error> {
+        let patch = adapt::needed(config, patch)?;
+        let source = source::Source { checkpoint, config, patch, place };
+        match config.family {
+            Family::Gpt2 => gpt2::load(&source),
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama::load(&source),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+use fused_checkpoint::{Checkpoint, ModelConfig};
+use fused_vocabulary::{PatchVocabulary, embedding};
+
+use super::{Error, FeedForward, Linear, Norm, Shape, Tensor, adapt};
+
+/// What a family loads its parts from, and where to.
+pub(super) struct Source<'a, W> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) config: &'a ModelConfig,
+    /// To be applied to these weights.
+    pub(super) patch: Option<&'a PatchVocabulary>,
+    pub(super) place: &'a dyn Fn(Tensor) -> Result<W, Error>,
+}
+
+impl<W> Source<'_, W> {
+    /// A matrix `[rows, cols]` as stored.
+    pub(super) fn matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Tensor, Error> {
+        let tensor = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
+        Ok(Tensor::read(&tensor, num_rows, num_cols))
+    }
+
+    /// A vector in f32.
+    pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        Ok(self.checkpoint.tensor_with_shape(name, &[len])?.to_f32())
+    }
+
+    /// An RMSNorm of this name.
+    pub(super) fn rms_norm(&self, name: &str, width: usize) -> Result<Norm, Error> {
+        Ok(Norm::Rms(self.vector(&format!("{name}.weight"), width)?))
+    }
+
+    /// A LayerNorm of this name.
+    pub(super) fn layer_norm(&self, name: &str, width: usize) -> Result<Norm, Error> {
+        let weight = self.vector(&format!("{name}.weight"), width)?;
+        Ok(Norm::Layer { weight, bias: self.vector(&format!("{name}.bias"), width)? })
+    }
+
+    /// A matrix on the device, with its bias.
+    pub(super) fn linear(&self, weight: Tensor, bias: Option<Vec<f32>>) -> Result<Linear<W>, Error> {
+        Ok(Linear { weight: (self.place)(weight)?, bias })
+    }
+
+    /// Embedding and head on the device, adapted where there is a patch vocabulary. `head_name`: where it is not tied.
+    pub(super) fn embedding_and_head(&self, name: &str, head_name: &str) -> Result<(W, Option<W>), Error> {
+        let (num_rows, num_cols) = (self.config.vocab_size, self.config.hidden_size);
+        let stored = self.matrix(name, num_rows, num_cols)?;
+        let stored_head = match self.config.tie_word_embeddings {
+            true => None,
+            false => Some(self.matrix(head_name, num_rows, num_cols)?),
+        };
+        let Some(patch) = self.patch else {
+            return Ok(((self.place)(stored)?, stored_head.map(self.place).transpose()?));
+        };
+        // The two differ from here on, tied or not: n-tokens lean on their last token in one, on their first in the other.
+        let head = adapt::rows(stored_head.as_ref().unwrap_or(&stored), patch, embedding::output_weights)?;
+        let embedding = adapt::rows(&stored, patch, embedding::input_weights)?;
+        Ok(((self.place)(embedding)?, Some((self.place)(head)?)))
+    }
+
+    /// The model's sizes.
+    pub(super) fn shape(&self, feed_forward: FeedForward) -> Shape {
+        let config = self.config;
+        Shape {
+            vocab_size: self.patch.map_or(config.vocab_size, PatchVocabulary::vocab_size),
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            num_heads: config.num_heads,
+            num_kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            max_positions: config.max_position_embeddings,
+            norm_eps: narrow(config.norm_eps),
+            activation: config.activation,
+            feed_forward,
+        }
+    }
+
+    /// What attention scores of a layer are multiplied by.
+    pub(super) fn attention_scale(&self, layer_idx: usize) -> f32 {
+        let by_head = if self.config.scale_attention { (self.config.head_dim as f64).sqrt() } else { 1.0 };
+        let by_layer = if self.config.scale_attention_by_layer { (layer_idx + 1) as f64 } else { 1.0 };
+        narrow(1.0 / (by_head * by_layer))
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the forward pass computes in f32")]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}

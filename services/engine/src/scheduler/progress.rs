@@ -1,0 +1,38 @@
+use crate::kv::SlotId;
+
+/// How much of a sequence is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    /// Tokens of prompt and output, as far as they have arrived or been drawn.
+    pub(super) num_tokens: usize,
+    /// Whether all of the prompt is among them.
+    pub(super) prompt_is_complete: bool,
+}
+
+/// A sequence with a slot.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) progress: Progress,
+    pub(super) slot: SlotId,
+    /// Tokens whose keys and values are in the slot.
+    pub(super) num_computed: usize,
+}
+
+impl Progress {
+    /// Tokens that may be computed. The last one of a prompt that is still arriving is kept back: an empty chunk may mark
+    /// the end, and then the token is needed to draw the next; and it predicts one that is not known as yet.
+    pub(super) fn num_ready(&self) -> usize {
+        if self.prompt_is_complete { self.num_tokens } else { self.num_tokens.saturating_sub(1) }
+    }
+}
+
+impl Running {
+    pub(super) fn num_uncomputed(&self) -> usize {
+        self.progress.num_ready() - self.num_computed
+    }
+
+    /// Whether only the token drawn last is to be computed (or the last one of a prompt, which is the same work).
+    pub(super) fn is_decode(&self) -> bool {
+        self.progress.prompt_is_complete && self.num_uncomputed() <= 1
+    }
+}

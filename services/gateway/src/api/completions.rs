@@ -1,0 +1,250 @@
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use fused_proto::common::v1::LogprobParams;
+use fused_proto::text::v1::generate_response::Message;
+use fused_proto::text::v1::prompt::Prompt as PromptKind;
+use fused_proto::text::v1::{Prompt, PromptInfo, TextIncrement, TextLogprobs};
+use fused_status::Error;
+use serde::Serialize;
+
+use super::envelope::{Envelope, Names};
+use super::finish::{Finish, StopReason};
+use super::logprobs::CompletionLogprobs;
+use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
+use super::prompts::prompts;
+use super::usage::{RunningUsage, Usage};
+use crate::admission::JsonBody;
+use crate::error;
+use crate::fields::{Fields, unsupported};
+use crate::gateway::Shared;
+use crate::generation::{Answer, Collected, Generation, choice_idx};
+use crate::identity::RequestContext;
+use crate::sse::{self, Chunks, Events};
+
+const NAMES: Names = Names { id_prefix: "cmpl", object: "text_completion" };
+const DEFAULT_MAX_TOKENS: u32 = 16;
+/// Of all prompts together: what one request may put into the engine's queue.
+const MAX_SEQUENCES: usize = 1024;
+
+/// `POST /v1/completions`.
+pub(super) async fn create(
+    State(shared): State<Arc<Shared>>,
+    Extension(context): Extension<RequestContext>,
+    body: JsonBody,
+) -> error::Result<Response> {
+    let request = Request::from_fields(body.fields()?, shared.config.max_prompts)?;
+    let Request { parameters, prompts, add_special_tokens, num_logprobs, form } = request;
+    let envelope = Envelope::new(&NAMES, &context, shared.backend.model().await?);
+    let num_prompts = prompts.len();
+    let calls = prompts.into_iter().enumerate().map(|(prompt_idx, prompt)| {
+        parameters.request(Call {
+            id: context.call_id(prompt_idx),
+            prompt: Prompt { prompt: Some(prompt), add_special_tokens },
+            logprobs: num_logprobs
+                .map(|num| LogprobParams { num_output: Some(num), num_prompt: form.has_echo.then_some(num) }),
+            echo: form.has_echo,
+            timeout: shared.config.request_timeout,
+        })
+    });
+    let generation = Generation::start(&shared.backend.client(), calls.collect());
+    match parameters.stream {
+        Some(usage) => {
+            let keep_alive = shared.config.keep_alive_interval;
+            let generation = generation.first_answer(keep_alive).await?;
+            let chunks = CompletionChunks { envelope, form, usage: RunningUsage::new(usage) };
+            Ok(sse::respond(generation, chunks, keep_alive, context))
+        }
+        None => {
+            let collected = generation.collect(num_prompts, form.num_sequences).await?;
+            Ok(whole(&envelope, form, collected)?)
+        }
+    }
+}
+
+struct Request {
+    parameters: Parameters,
+    prompts: Vec<PromptKind>,
+    add_special_tokens: Option<bool>,
+    num_logprobs: Option<u32>,
+    form: Form,
+}
+
+/// What the answer looks like.
+#[derive(Clone, Copy)]
+struct Form {
+    num_sequences: u32,
+    has_echo: bool,
+    has_logprobs: bool,
+    has_token_ids: bool,
+}
+
+impl Request {
+    fn from_fields(mut fields: Fields<'_>, max_prompts: usize) -> Result<Self, Error> {
+        let fields = &mut fields;
+        let mut parameters = Parameters::from_fields(fields)?;
+        let has_echo = fields.take("echo")?.unwrap_or(false);
+        // Who scores a prompt asks for no new token.
+        let min_max_tokens = if has_echo { 0 } else { 1 };
+        let max_tokens = fields.integer("max_tokens", min_max_tokens..=MAX_U32)?;
+        parameters.limit_output(Some(max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?;
+        check_best_of(fields, parameters.num_sequences)?;
+        let num_logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
+        let prompts = prompts(fields)?;
+        check_count(prompts.len(), max_prompts, parameters.num_sequences)?;
+        let add_special_tokens = fields.take("add_special_tokens")?;
+        ignore_rest(fields);
+        let form = Form {
+            num_sequences: parameters.num_sequences,
+            has_echo,
+            has_logprobs: num_logprobs.is_some(),
+            has_token_ids: parameters.returns_token_ids,
+        };
+        Ok(Self { parameters, prompts, add_special_tokens, num_logprobs, form })
+    }
+}
+
+/// More candidates than answers would have to be ranked here.
+fn check_best_of(fields: &mut Fields<'_>, num_sequences: u32) -> Result<(), Error> {
+    match fields.take::<i64>("best_of")? {
+        Some(best_of) if best_of != i64::from(num_sequences) => Err(unsupported("best_of")),
+        _ => Ok(()),
+    }
+}
+
+fn check_count(num_prompts: usize, max_prompts: usize, num_sequences: u32) -> Result<(), Error> {
+    if num_prompts > max_prompts {
+        let message = format!("prompt must have at most {max_prompts} prompts, got {num_prompts}");
+        return Err(Error::invalid("prompt", message));
+    }
+    if num_prompts * num_sequences as usize > MAX_SEQUENCES {
+        let message = format!(
+            "n must be at most {} for {num_prompts} prompts, got {num_sequences}",
+            MAX_SEQUENCES / num_prompts
+        );
+        return Err(Error::invalid("n", message));
+    }
+    Ok(())
+}
+
+/// A choice, or what one chunk adds to it.
+#[derive(Default, Serialize)]
+struct Choice {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+}
+
+fn whole(envelope: &Envelope, form: Form, collected: Collected) -> Result<Response, Error> {
+    let Collected { prompts, sequences, usages, .. } = collected;
+    let prompt_of_choice =
+        prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, form.num_sequences as usize));
+    let mut choices = Vec::with_capacity(sequences.len());
+    for ((index, sequence), prompt) in sequences.into_iter().enumerate().zip(prompt_of_choice) {
+        let Finish { reason, stop_reason } = Finish::try_from(sequence.finish)?;
+        let echo = if form.has_echo { prompt.text() } else { "" };
+        let logprobs = form.has_logprobs.then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            logprobs.extend(&prompt.logprobs);
+            logprobs.extend(&sequence.logprobs);
+            logprobs
+        });
+        choices.push(Choice {
+            index,
+            text: format!("{echo}{}", sequence.text),
+            logprobs,
+            finish_reason: Some(reason),
+            stop_reason,
+            token_ids: form.has_token_ids.then_some(sequence.token_ids),
+            prompt_token_ids: form.has_token_ids.then(|| prompt.token_ids.clone()),
+        });
+    }
+    Ok(Json(envelope.hold(&choices, Some(Some(Usage::total(&usages))))).into_response())
+}
+
+/// The chunks of a streamed answer: the same object as the whole one, piece by piece.
+struct CompletionChunks {
+    envelope: Envelope,
+    form: Form,
+    usage: RunningUsage,
+}
+
+impl CompletionChunks {
+    fn push(&self, choice: Choice, events: &mut Events) -> Result<(), Error> {
+        events.push(&self.envelope.hold(&[choice], self.usage.of_chunk()))
+    }
+
+    /// The prompt, for each of its choices, where it is asked for.
+    fn prompt(&self, prompt_idx: usize, info: &PromptInfo, events: &mut Events) -> Result<(), Error> {
+        if !self.form.has_echo && !self.form.has_token_ids {
+            return Ok(());
+        }
+        let echo = if self.form.has_echo { info.text() } else { "" };
+        for sequence_idx in 0..self.form.num_sequences {
+            let choice = Choice {
+                index: choice_idx(prompt_idx, Some(sequence_idx), self.form.num_sequences)?,
+                text: echo.to_owned(),
+                logprobs: self.logprobs(&info.logprobs),
+                prompt_token_ids: self.form.has_token_ids.then(|| info.token_ids.clone()),
+                ..Choice::default()
+            };
+            self.push(choice, events)?;
+        }
+        Ok(())
+    }
+
+    fn text(&self, prompt_idx: usize, increment: TextIncrement, events: &mut Events) -> Result<(), Error> {
+        let says_nothing = increment.text().is_empty() && increment.logprobs.is_empty();
+        if says_nothing && !self.form.has_token_ids {
+            return Ok(());
+        }
+        let choice = Choice {
+            index: choice_idx(prompt_idx, increment.sequence_idx, self.form.num_sequences)?,
+            logprobs: self.logprobs(&increment.logprobs),
+            text: increment.text.unwrap_or_default(),
+            token_ids: self.form.has_token_ids.then_some(increment.token_ids),
+            ..Choice::default()
+        };
+        self.push(choice, events)
+    }
+
+    fn logprobs(&self, positions: &[TextLogprobs]) -> Option<CompletionLogprobs> {
+        (self.form.has_logprobs && !positions.is_empty()).then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            logprobs.extend(positions);
+            logprobs
+        })
+    }
+}
+
+impl Chunks for CompletionChunks {
+    fn answer(&mut self, answer: Answer, events: &mut Events) -> Result<(), Error> {
+        self.usage.count(&answer.message);
+        match answer.message {
+            Message::PromptInfo(info) => self.prompt(answer.prompt_idx, &info, events),
+            Message::Text(increment) => self.text(answer.prompt_idx, increment, events),
+            Message::Finish(info) => {
+                let index = choice_idx(answer.prompt_idx, info.sequence_idx, self.form.num_sequences)?;
+                let Finish { reason, stop_reason } = Finish::try_from(info)?;
+                let choice = Choice { index, finish_reason: Some(reason), stop_reason, ..Choice::default() };
+                self.push(choice, events)
+            }
+            Message::Usage(_) => Ok(()),
+        }
+    }
+
+    fn end(&mut self, events: &mut Events) -> Result<(), Error> {
+        match self.usage.at_end() {
+            Some(usage) => events.push(&self.envelope.hold::<Choice>(&[], Some(Some(usage)))),
+            None => Ok(()),
+        }
+    }
+}

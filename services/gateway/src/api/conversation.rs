@@ -1,0 +1,186 @@
+//! A conversation's fields: messages, tools and the variables of the chat template. They go on as the client spelled
+//! them, because templates read arbitrary fields of them; here is checked only what every template relies on.
+
+use std::collections::BTreeMap;
+
+use fused_proto::text::v1::Chat;
+use fused_status::Error;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::error::Fault;
+use crate::fields::{Fields, missing, parse, parse_items, unsupported, wrong};
+
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+
+/// Reads them.
+pub(super) fn chat(fields: &mut Fields<'_>) -> Result<Chat, Error> {
+    let messages_json = messages(fields)?;
+    let tools_json = tools(fields)?;
+    let template_variables_json = template_variables(fields)?;
+    let continue_final_message: Option<bool> = fields.take("continue_final_message")?;
+    let add_generation_prompt: Option<bool> = fields.take("add_generation_prompt")?;
+    // To go on with the last message is not to open a new one.
+    let add_generation_prompt = match (continue_final_message, add_generation_prompt) {
+        (Some(true), Some(true)) => {
+            let message = "continue_final_message and add_generation_prompt exclude each other";
+            return Err(Error::invalid("continue_final_message", message));
+        }
+        (Some(true), None) => Some(false),
+        (_, add_generation_prompt) => add_generation_prompt,
+    };
+    Ok(Chat {
+        messages_json,
+        tools_json,
+        add_generation_prompt,
+        continue_final_message,
+        template: fields.take("chat_template")?,
+        template_variables_json,
+    })
+}
+
+fn messages(fields: &mut Fields<'_>) -> Result<Vec<String>, Error> {
+    let value = fields.raw("messages").ok_or_else(|| missing("messages"))?;
+    let messages = parse_items("messages", value)?;
+    if messages.is_empty() {
+        return Err(Error::invalid("messages", "messages must not be empty"));
+    }
+    for (idx, message) in messages.iter().enumerate() {
+        check_message(&format!("messages[{idx}]"), message)?;
+    }
+    Ok(messages.into_iter().map(|message| message.get().to_owned()).collect())
+}
+
+fn check_message(path: &str, message: &RawValue) -> Result<(), Error> {
+    let message: Map<String, Value> = parse(path, message)?;
+    let role = message.get("role").and_then(Value::as_str);
+    if !role.is_some_and(|role| ROLES.contains(&role)) {
+        let path = format!("{path}.role");
+        let message = format!("{path} must be one of {}", ROLES.join(", "));
+        return Err(Error::invalid(path, message));
+    }
+    let path = format!("{path}.content");
+    match message.get("content") {
+        Some(Value::String(_)) => Ok(()),
+        Some(Value::Array(parts)) => check_parts(&path, parts),
+        None | Some(Value::Null) if has_calls(&message) => Ok(()),
+        _ => Err(Error::invalid(path.as_str(), format!("{path} must be a string or an array of text parts"))),
+    }
+}
+
+/// An assistant's message may consist of calls alone.
+fn has_calls(message: &Map<String, Value>) -> bool {
+    let calls = ["tool_calls", "function_call"].into_iter().filter_map(|name| message.get(name));
+    calls.into_iter().any(|calls| !calls.is_null())
+}
+
+fn check_parts(path: &str, parts: &[Value]) -> Result<(), Error> {
+    for (idx, part) in parts.iter().enumerate() {
+        if part.get("type").and_then(Value::as_str) != Some("text") {
+            return Err(unsupported(&format!("{path}[{idx}].type")));
+        }
+        if !part.get("text").is_some_and(Value::is_string) {
+            let path = format!("{path}[{idx}].text");
+            return Err(Error::invalid(path.as_str(), format!("{path} must be a string")));
+        }
+    }
+    Ok(())
+}
+
+/// Tools are shown to the template, and what the model makes of them comes back as text. A call that it must make
+/// cannot be promised.
+fn tools(fields: &mut Fields<'_>) -> Result<Option<String>, Error> {
+    let tools = fields.raw("tools");
+    if let Some(choice) = fields.raw("tool_choice") {
+        match choice.get() {
+            r#""none""# => {}
+            r#""auto""# if tools.is_some() => {}
+            r#""auto""# => {
+                return Err(Error::invalid("tool_choice", "tool_choice is only for requests with tools"));
+            }
+            other if other == r#""required""# || other.starts_with('{') => {
+                return Err(unsupported("tool_choice"));
+            }
+            _ => return Err(wrong("tool_choice", "\"none\" or \"auto\"", choice)),
+        }
+    }
+    let Some(tools) = tools else { return Ok(None) };
+    check_objects("tools", tools)?;
+    if parse_items("tools", tools)?.is_empty() {
+        return Err(Error::invalid("tools", "tools must not be empty; leave it out"));
+    }
+    Ok(Some(tools.get().to_owned()))
+}
+
+/// `chat_template_kwargs`, and the fields that templates know under their own names.
+fn template_variables(fields: &mut Fields<'_>) -> Result<Option<String>, Error> {
+    const KWARGS: &str = "chat_template_kwargs";
+    let mut variables: BTreeMap<String, &RawValue> = BTreeMap::new();
+    if let Some(kwargs) = fields.raw(KWARGS) {
+        parse::<Map<String, Value>>(KWARGS, kwargs)?;
+        variables = serde_json::from_str(kwargs.get()).map_err(|_| wrong(KWARGS, "an object", kwargs))?;
+    }
+    if let Some(documents) = fields.raw("documents") {
+        check_objects("documents", documents)?;
+        variables.insert("documents".to_owned(), documents);
+    }
+    if let Some(effort) = fields.raw("reasoning_effort") {
+        parse::<String>("reasoning_effort", effort)?;
+        variables.insert("reasoning_effort".to_owned(), effort);
+    }
+    if variables.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::to_string(&variables).map_err(Fault::from)?))
+}
+
+fn check_objects(path: &str, array: &RawValue) -> Result<(), Error> {
+    for (idx, item) in parse_items(path, array)?.into_iter().enumerate() {
+        parse::<Map<String, Value>>(&format!("{path}[{idx}]"), item)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_tools_and_variables_go_on_as_they_were_spelled() {
+        let body = r#"{"messages": [{"role": "user", "content": "\u00e4", "z": 1, "a": 2}],
+            "tools": [{"type": "function", "a": {"z": 1, "b": 2}}], "tool_choice": "auto",
+            "documents": [{"title": "t"}], "chat_template_kwargs": {"x": {"z": 1, "b": 2}}}"#;
+        let chat = chat(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
+        assert_eq!(chat.messages_json, [r#"{"role": "user", "content": "\u00e4", "z": 1, "a": 2}"#]);
+        assert_eq!(chat.tools_json.unwrap(), r#"[{"type": "function", "a": {"z": 1, "b": 2}}]"#);
+        let variables = r#"{"documents":[{"title": "t"}],"x":{"z": 1, "b": 2}}"#;
+        assert_eq!(chat.template_variables_json.unwrap(), variables);
+        assert_eq!(chat.add_generation_prompt, None);
+    }
+
+    #[test]
+    fn going_on_with_a_message_opens_no_new_one() {
+        let body = r#"{"messages": [{"role": "assistant", "content": "a"}], "continue_final_message": true}"#;
+        let chat = chat(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
+        assert_eq!(chat.add_generation_prompt, Some(false));
+    }
+
+    #[test]
+    fn what_templates_rely_on_is_checked() {
+        for (message, param) in [
+            ("7", "messages[0]"),
+            ("{}", "messages[0].role"),
+            (r#"{"role": "robot", "content": "a"}"#, "messages[0].role"),
+            (r#"{"role": "user"}"#, "messages[0].content"),
+            (r#"{"role": "user", "content": 7}"#, "messages[0].content"),
+            (r#"{"role": "user", "content": [{"type": "image_url"}]}"#, "messages[0].content[0].type"),
+            (r#"{"role": "user", "content": [{"type": "text"}]}"#, "messages[0].content[0].text"),
+            // Half a surrogate pair is no string, though JSON's grammar allows it.
+            (r#"{"role": "user", "content": "\ud800"}"#, "messages[0]"),
+        ] {
+            let body = format!(r#"{{"messages": [{message}]}}"#);
+            let error = chat(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap_err();
+            assert_eq!(error.param(), Some(param), "{message}: {error}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The fields that completions and chat completions share: sampling, stopping, streaming.
+
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::time::Duration;
+
+use fused_proto::common::v1::{LogprobParams, SamplingParams, StoppingParams};
+use fused_proto::text::v1::{GenerateRequest, Prompt, StopStrings};
+use fused_status::Error;
+use serde_json::value::RawValue;
+
+use super::usage::StreamUsage;
+use crate::events;
+use crate::fields::{Fields, NumberRange, parse, parse_array, wrong};
+
+/// The most log-probabilities of one position.
+pub(super) const MAX_LOGPROBS: i64 = 20;
+/// Where only the type bounds an integer.
+pub(super) const MAX_U32: i64 = u32::MAX as i64;
+const MAX_SEQUENCES_PER_PROMPT: i64 = 128;
+const MAX_STOP_STRINGS: usize = 64;
+const MAX_BIAS: f64 = 100.0;
+
+/// Fields that change nothing here: labels, hints, and what is about who pays.
+const HARMLESS: [&str; 17] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prediction",
+    "verbosity",
+    "priority",
+    "request_id",
+    "session_id",
+    "include_reasoning",
+    "parallel_tool_calls",
+    "length_penalty",
+    "spaces_between_special_tokens",
+    "stream_interval",
+];
+
+/// Fields that would change the answer and are not offered, each with the values that ask for nothing.
+const REFUSED: [(&str, &[&str]); 25] = [
+    ("response_format", &[r#"{"type": "text"}"#]),
+    ("structured_outputs", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("guided_choice", &[]),
+    ("guided_grammar", &[]),
+    ("suffix", &[r#""""#]),
+    ("use_beam_search", &["false"]),
+    ("prompt_embeds", &[]),
+    ("prompt_logprobs", &[]),
+    ("allowed_token_ids", &[]),
+    ("bad_words", &["[]"]),
+    ("logprob_token_ids", &[]),
+    ("return_tokens_as_token_ids", &["false"]),
+    ("truncation_side", &[r#""left""#]),
+    ("thinking_token_budget", &[]),
+    ("repetition_detection", &[]),
+    ("kv_transfer_params", &[]),
+    ("cache_salt", &[]),
+    ("logits_processors", &["[]"]),
+    ("audio", &[]),
+    ("modalities", &[r#"["text"]"#]),
+    ("web_search_options", &[]),
+    ("functions", &["[]"]),
+    ("function_call", &[r#""none""#]),
+];
+
+/// The shared fields of one request.
+#[derive(Debug)]
+pub(super) struct Parameters {
+    pub(super) num_sequences: u32,
+    /// `None`: the answer comes whole.
+    pub(super) stream: Option<StreamUsage>,
+    pub(super) returns_token_ids: bool,
+    model: Option<String>,
+    sampling: SamplingParams,
+    stopping: StoppingParams,
+    stop: StopStrings,
+    skip_special_tokens: Option<bool>,
+    truncate_prompt_tokens: Option<u32>,
+}
+
+impl Parameters {
+    /// Reads them. The bound on output tokens stays with the route, which knows its names and its default.
+    pub(super) fn from_fields(fields: &mut Fields<'_>) -> Result<Self, Error> {
+        fields.refuse_unless_neutral(&REFUSED)?;
+        Ok(Self {
+            num_sequences: fields.integer("n", 1..=MAX_SEQUENCES_PER_PROMPT)?.unwrap_or(1),
+            stream: stream(fields)?,
+            returns_token_ids: fields.take("return_token_ids")?.unwrap_or(false),
+            model: fields.take("model")?,
+            sampling: sampling(fields)?,
+            stopping: StoppingParams {
+                max_tokens: None,
+                min_tokens: fields.integer("min_tokens", 0..=MAX_U32)?,
+                stop_token_ids: fields.array("stop_token_ids")?.unwrap_or_default(),
+                ignore_eos: fields.take("ignore_eos")?,
+            },
+            stop: StopStrings {
+                strings: stop_strings(fields)?,
+                include_in_output: fields.take("include_stop_str_in_output")?,
+            },
+            skip_special_tokens: fields.take("skip_special_tokens")?,
+            truncate_prompt_tokens: fields.integer("truncate_prompt_tokens", 1..=MAX_U32)?,
+        })
+    }
+
+    /// Sets the bound on output tokens and checks what must stay below it.
+    pub(super) fn limit_output(&mut self, max_tokens: Option<u32>) -> Result<(), Error> {
+        if let (Some(min), Some(max)) = (self.stopping.min_tokens, max_tokens)
+            && min > max
+        {
+            let message = format!("min_tokens must be at most the {max} tokens of the output, got {min}");
+            return Err(Error::invalid("min_tokens", message));
+        }
+        self.stopping.max_tokens = max_tokens;
+        Ok(())
+    }
+
+    /// The call for one prompt.
+    pub(super) fn request(&self, call: Call) -> GenerateRequest {
+        GenerateRequest {
+            request_id: Some(call.id),
+            model: self.model.clone(),
+            prompt: Some(call.prompt),
+            sampling: Some(self.sampling.clone()),
+            stopping: Some(self.stopping.clone()),
+            stop: Some(self.stop.clone()),
+            logprobs: call.logprobs,
+            num_sequences: Some(self.num_sequences),
+            skip_special_tokens: self.skip_special_tokens,
+            echo: Some(call.echo),
+            timeout_us: Some(u64::try_from(call.timeout.as_micros()).unwrap_or(u64::MAX)),
+            truncate_prompt_tokens: self.truncate_prompt_tokens,
+        }
+    }
+}
+
+/// What differs from call to call, and from route to route.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) id: String,
+    pub(super) prompt: Prompt,
+    pub(super) logprobs: Option<LogprobParams>,
+    pub(super) echo: bool,
+    pub(super) timeout: Duration,
+}
+
+/// Notes the fields that nobody asked for. They are ignored, because clients send what other servers know.
+pub(super) fn ignore_rest(fields: &mut Fields<'_>) {
+    let unknown = fields.unknown(&HARMLESS);
+    if !unknown.is_empty() {
+        events::unknown_fields(&unknown);
+    }
+}
+
+fn stream(fields: &mut Fields<'_>) -> Result<Option<StreamUsage>, Error> {
+    let is_stream = fields.take("stream")?.unwrap_or(false);
+    match fields.object("stream_options")? {
+        Some(_) if !is_stream => {
+            Err(Error::invalid("stream_options", "stream_options is only for requests with \"stream\": true"))
+        }
+        Some(options) => StreamUsage::from_fields(options).map(Some),
+        None => Ok(is_stream.then_some(StreamUsage::Never)),
+    }
+}
+
+fn sampling(fields: &mut Fields<'_>) -> Result<SamplingParams, Error> {
+    let unit = NumberRange { low: Bound::Excluded(0.0), high: Bound::Included(1.0) };
+    let positive = NumberRange { low: Bound::Excluded(0.0), high: Bound::Unbounded };
+    let penalty = NumberRange::between(-2.0, 2.0);
+    Ok(SamplingParams {
+        temperature: fields.number("temperature", NumberRange::between(0.0, 2.0))?,
+        top_p: fields.number("top_p", unit)?,
+        top_k: top_k(fields)?,
+        min_p: fields.number("min_p", NumberRange::between(0.0, 1.0))?,
+        seed: fields.take("seed")?,
+        repetition_penalty: fields.number("repetition_penalty", positive)?,
+        presence_penalty: fields.number("presence_penalty", penalty)?,
+        frequency_penalty: fields.number("frequency_penalty", penalty)?,
+        logit_bias: logit_bias(fields)?,
+    })
+}
+
+/// -1 and 0 both mean off to clients.
+fn top_k(fields: &mut Fields<'_>) -> Result<Option<u32>, Error> {
+    let top_k = fields.integer::<i64>("top_k", -1..=MAX_U32)?;
+    Ok(top_k.and_then(|top_k| u32::try_from(top_k).ok()))
+}
+
+/// An object of token ids, as strings, to biases. Biases over the bounds are cut to them.
+fn logit_bias(fields: &mut Fields<'_>) -> Result<HashMap<u32, f32>, Error> {
+    const NAME: &str = "logit_bias";
+    let Some(value) = fields.raw(NAME) else { return Ok(HashMap::new()) };
+    let by_key: HashMap<String, &RawValue> =
+        serde_json::from_str(value.get()).map_err(|_| wrong(NAME, "an object", value))?;
+    let mut biases = HashMap::with_capacity(by_key.len());
+    for (key, value) in by_key {
+        let id: u32 = key.parse().map_err(|_| {
+            let shown: String = key.chars().take(32).collect();
+            Error::invalid(NAME, format!("the keys of {NAME} must be token ids, got {shown:?}"))
+        })?;
+        let bias: f64 = parse(&format!("{NAME}.{id}"), value)?;
+        #[expect(clippy::cast_possible_truncation, reason = "within the bounds")]
+        biases.insert(id, bias.clamp(-MAX_BIAS, MAX_BIAS) as f32);
+    }
+    Ok(biases)
+}
+
+/// A string or an array of strings.
+fn stop_strings(fields: &mut Fields<'_>) -> Result<Vec<String>, Error> {
+    const NAME: &str = "stop";
+    let Some(value) = fields.raw(NAME) else { return Ok(Vec::new()) };
+    let strings = match value.get().as_bytes().first() {
+        Some(b'"') => vec![parse(NAME, value)?],
+        Some(b'[') => parse_array(NAME, value)?,
+        _ => return Err(wrong(NAME, "a string or an array of strings", value)),
+    };
+    if strings.len() > MAX_STOP_STRINGS {
+        let message = format!("{NAME} must have at most {MAX_STOP_STRINGS} strings, got {}", strings.len());
+        return Err(Error::invalid(NAME, message));
+    }
+    if strings.iter().any(String::is_empty) {
+        return Err(Error::invalid(NAME, format!("{NAME} must not contain an empty string")));
+    }
+    Ok(strings)
+}

@@ -1,0 +1,81 @@
+//! The gateway's log lines and metrics. Requests are counted, never tokens.
+
+use std::time::Duration;
+
+use fused_status::Error;
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use tracing::{debug, error, info};
+
+use crate::backend::Readiness;
+use crate::identity::RequestContext;
+
+/// The span of one request, from its first header to the last byte of its answer.
+pub(crate) const REQUEST_SPAN: &str = "gateway.request";
+
+/// Counted in place of a status when the client went away first, as web servers do.
+const CLIENT_GONE: &str = "499";
+
+/// Says what the metrics mean.
+pub(crate) fn describe() {
+    describe_counter!(
+        "fused_gateway_requests_total",
+        "Requests by route and HTTP status; 499: the client went away before the answer's end."
+    );
+    describe_counter!("fused_gateway_errors_total", "Errors sent, in event streams too, by code.");
+    describe_counter!("fused_gateway_unknown_fields_total", "Fields of requests that mean nothing here.");
+    describe_histogram!(
+        "fused_gateway_request_duration_seconds",
+        Unit::Seconds,
+        "From a request's headers to the last byte of its answer."
+    );
+    describe_histogram!(
+        "fused_gateway_time_to_first_chunk_seconds",
+        Unit::Seconds,
+        "From a streaming request's headers to its first piece of text."
+    );
+    describe_gauge!("fused_gateway_requests_in_flight", "Requests with work behind them.");
+}
+
+/// Counts a request in or out of flight.
+pub(crate) fn in_flight(change: f64) {
+    gauge!("fused_gateway_requests_in_flight").increment(change);
+}
+
+/// Counts a request whose answer has ended; `status` is `None` where the client went away before.
+pub(crate) fn ended(context: &RequestContext, status: Option<http::StatusCode>) {
+    let endpoint = context.endpoint.to_string();
+    let code = status.map_or_else(|| CLIENT_GONE.to_owned(), |status| status.as_str().to_owned());
+    let took = context.started.elapsed();
+    debug!(request_id = &*context.request_id, endpoint, code, ?took, "request ended");
+    counter!("fused_gateway_requests_total", "endpoint" => endpoint.clone(), "code" => code).increment(1);
+    histogram!("fused_gateway_request_duration_seconds", "endpoint" => endpoint).record(took);
+}
+
+/// The first piece of a streamed text is there.
+pub(crate) fn first_chunk(endpoint: &str, after: Duration) {
+    histogram!("fused_gateway_time_to_first_chunk_seconds", "endpoint" => endpoint.to_owned()).record(after);
+}
+
+/// An error goes to the client. Only a fault of ours is for the log: the rest is the caller's business, and counted.
+pub(crate) fn failed(error: &Error) {
+    counter!("fused_gateway_errors_total", "code" => error.code().name()).increment(1);
+    if error.code().is_fault() {
+        error!(code = error.code().name(), detail = error.detail(), "{error}");
+    } else {
+        debug!(code = error.code().name(), param = error.param(), detail = error.detail(), "{error}");
+    }
+}
+
+/// Fields of a request were ignored.
+pub(crate) fn unknown_fields(names: &[&str]) {
+    counter!("fused_gateway_unknown_fields_total").increment(names.len() as u64);
+    debug!(?names, "unknown fields ignored");
+}
+
+/// The text service became ready or stopped being so.
+pub(crate) fn readiness_changed(readiness: Readiness) {
+    match readiness {
+        Readiness::Ready => info!("ready"),
+        Readiness::NotReady(reason) => info!(reason, "not ready"),
+    }
+}

@@ -1,0 +1,69 @@
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use fused_lifecycle::Lifecycle;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method};
+use tonic::transport::Channel;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::admission::Admission;
+use crate::backend::Backend;
+use crate::identity::{RequestIds, X_REQUEST_ID};
+use crate::{Config, api, edge, events};
+
+/// The REST API in front of one text service.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+/// What every request needs.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) backend: Backend,
+    pub(crate) admission: Admission,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+impl Gateway {
+    /// A gateway to the text service behind `text`. Starts the task that watches whether that service is ready; needs a
+    /// tokio runtime.
+    #[must_use]
+    pub fn new(config: Config, text: Channel, lifecycle: &Lifecycle) -> Self {
+        events::describe();
+        let backend = Backend::new(text);
+        lifecycle.spawn("gateway.readiness", backend.clone().watch(lifecycle.stopped()));
+        let admission = Admission::new(config.max_requests_in_flight, lifecycle.clone());
+        let lifecycle = lifecycle.clone();
+        Self { shared: Arc::new(Shared { config, backend, admission, lifecycle }) }
+    }
+
+    /// The routes, ready to be served. Time limits for a request's *headers* and the number of connections are the
+    /// server's to keep.
+    pub fn router(&self) -> Router {
+        let mut router = api::router(&self.shared);
+        if !self.shared.config.allowed_origins.is_empty() {
+            router = router.layer(cors(&self.shared.config.allowed_origins));
+        }
+        router
+            .layer(from_fn(edge::catch_panic))
+            .layer(from_fn_with_state(Arc::new(RequestIds::default()), edge::observe))
+    }
+}
+
+/// Stands outside `auth`: a browser's preflight request carries no key.
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().cloned())
+    };
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, X_REQUEST_ID])
+        .expose_headers([RETRY_AFTER, X_REQUEST_ID])
+}

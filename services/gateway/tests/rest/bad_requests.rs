@@ -1,0 +1,346 @@
+//! What is refused, and how: each row a request and what its refusal says.
+
+use axum::body::Body;
+use fused_gateway::Config;
+use fused_status::{Code, Error};
+use http::{Request, StatusCode};
+use serde_json::Value;
+
+use crate::fake::{End, Fake, Script};
+use crate::rig::{Reply, Rig, post};
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+/// Checks a refusal: OpenAI's shape, nothing beside it.
+fn check(reply: &Reply, status: u16, code: &str, param: Option<&str>, part: &str) {
+    let body = reply.json();
+    let error = &body["error"];
+    assert_eq!(reply.status, status, "{body}");
+    assert_eq!(reply.headers["content-type"], "application/json");
+    assert!(reply.headers.contains_key("x-request-id"));
+    let mut keys: Vec<&str> = error.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["code", "message", "param", "type"], "{body}");
+    assert_eq!(error["code"], code, "{body}");
+    assert_eq!(error["param"], param.map_or(Value::Null, Value::from), "{body}");
+    assert!(error["message"].as_str().unwrap().contains(part), "{body}");
+}
+
+#[tokio::test]
+async fn bodies_are_refused_by_the_field_at_fault() {
+    // Route, body, status, code, param, part of the message.
+    let invalid = "invalid_argument";
+    let unsupported = "unsupported";
+    let prompt = |rest: &str| format!(r#"{{"prompt": "a", {rest}}}"#);
+    let chat = |rest: &str| format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], {rest}}}"#);
+    let rows: Vec<(&str, String, &str, Option<&str>, &str)> = vec![
+        (COMPLETIONS, String::new(), invalid, None, "not valid JSON"),
+        (COMPLETIONS, "{\"prompt\": ".to_owned(), invalid, None, "not valid JSON"),
+        (COMPLETIONS, "[]".to_owned(), invalid, None, "must be a JSON object"),
+        (COMPLETIONS, "{}".to_owned(), invalid, Some("prompt"), "required"),
+        (COMPLETIONS, r#"{"prompt": ""}"#.to_owned(), invalid, Some("prompt"), "must not be empty"),
+        (COMPLETIONS, r#"{"prompt": [[1], []]}"#.to_owned(), invalid, Some("prompt[1]"), "must not be empty"),
+        (COMPLETIONS, r#"{"prompt": [-1]}"#.to_owned(), invalid, Some("prompt[0]"), "got -1"),
+        (COMPLETIONS, r#"{"prompt": {"a": 1}}"#.to_owned(), invalid, Some("prompt"), "got an object"),
+        (COMPLETIONS, r#"{"prompt": "\ud800"}"#.to_owned(), invalid, Some("prompt"), "must be a string"),
+        (COMPLETIONS, prompt(r#""model": 7"#), invalid, Some("model"), "a string, got 7"),
+        (COMPLETIONS, prompt(r#""max_tokens": -1"#), invalid, Some("max_tokens"), "at least 1, got -1"),
+        (COMPLETIONS, prompt(r#""max_tokens": 0"#), invalid, Some("max_tokens"), "at least 1, got 0"),
+        (
+            COMPLETIONS,
+            prompt(r#""max_tokens": "9""#),
+            invalid,
+            Some("max_tokens"),
+            "an integer, got a string",
+        ),
+        (COMPLETIONS, prompt(r#""max_tokens": 4294967296"#), invalid, Some("max_tokens"), "got 4294967296"),
+        (COMPLETIONS, prompt(r#""max_tokens": 1e30"#), invalid, Some("max_tokens"), "an integer, got 1e30"),
+        (
+            COMPLETIONS,
+            prompt(r#""temperature": 2.1"#),
+            invalid,
+            Some("temperature"),
+            "between 0 and 2, got 2.1",
+        ),
+        (
+            COMPLETIONS,
+            prompt(r#""temperature": "hot""#),
+            invalid,
+            Some("temperature"),
+            "a number, got a string",
+        ),
+        (COMPLETIONS, prompt(r#""top_p": 0"#), invalid, Some("top_p"), "over 0 and at most 1, got 0"),
+        (COMPLETIONS, prompt(r#""top_p": 1e-60"#), invalid, Some("top_p"), "over 0"),
+        (COMPLETIONS, prompt(r#""top_k": -2"#), invalid, Some("top_k"), "at least -1, got -2"),
+        (COMPLETIONS, prompt(r#""min_p": 1.5"#), invalid, Some("min_p"), "between 0 and 1"),
+        (
+            COMPLETIONS,
+            prompt(r#""presence_penalty": -2.5"#),
+            invalid,
+            Some("presence_penalty"),
+            "between -2 and 2",
+        ),
+        (
+            COMPLETIONS,
+            prompt(r#""frequency_penalty": 3"#),
+            invalid,
+            Some("frequency_penalty"),
+            "between -2 and 2",
+        ),
+        (COMPLETIONS, prompt(r#""repetition_penalty": 0"#), invalid, Some("repetition_penalty"), "over 0"),
+        (
+            COMPLETIONS,
+            prompt(r#""repetition_penalty": 1e300"#),
+            invalid,
+            Some("repetition_penalty"),
+            "over 0",
+        ),
+        (COMPLETIONS, prompt(r#""seed": 1.5"#), invalid, Some("seed"), "an integer, got 1.5"),
+        (COMPLETIONS, prompt(r#""n": 0"#), invalid, Some("n"), "between 1 and 128, got 0"),
+        (COMPLETIONS, prompt(r#""n": 129"#), invalid, Some("n"), "between 1 and 128, got 129"),
+        (COMPLETIONS, prompt(r#""n": true"#), invalid, Some("n"), "an integer, got true"),
+        (COMPLETIONS, prompt(r#""logprobs": 21"#), invalid, Some("logprobs"), "between 0 and 20"),
+        (COMPLETIONS, prompt(r#""logprobs": true"#), invalid, Some("logprobs"), "an integer, got true"),
+        (COMPLETIONS, prompt(r#""stop": 7"#), invalid, Some("stop"), "a string or an array of strings"),
+        (COMPLETIONS, prompt(r#""stop": ["a", ""]"#), invalid, Some("stop"), "empty string"),
+        (COMPLETIONS, prompt(r#""stop": ["a", 7]"#), invalid, Some("stop[1]"), "a string, got 7"),
+        (
+            COMPLETIONS,
+            prompt(&format!(r#""stop": [{}"a"]"#, r#""a","#.repeat(64))),
+            invalid,
+            Some("stop"),
+            "at most 64 strings, got 65",
+        ),
+        (
+            COMPLETIONS,
+            prompt(r#""stop_token_ids": [1, "a"]"#),
+            invalid,
+            Some("stop_token_ids[1]"),
+            "an integer",
+        ),
+        (
+            COMPLETIONS,
+            prompt(r#""logit_bias": {"a": 1}"#),
+            invalid,
+            Some("logit_bias"),
+            "token ids, got \"a\"",
+        ),
+        (COMPLETIONS, prompt(r#""logit_bias": {"1": "a"}"#), invalid, Some("logit_bias.1"), "a number"),
+        (COMPLETIONS, prompt(r#""logit_bias": [1]"#), invalid, Some("logit_bias"), "an object, got an array"),
+        (COMPLETIONS, prompt(r#""stream": "yes""#), invalid, Some("stream"), "true or false, got a string"),
+        (COMPLETIONS, prompt(r#""stream_options": {}"#), invalid, Some("stream_options"), "\"stream\": true"),
+        (
+            COMPLETIONS,
+            prompt(r#""stream": true, "stream_options": {"include_usage": 1}"#),
+            invalid,
+            Some("stream_options.include_usage"),
+            "true or false, got 1",
+        ),
+        (COMPLETIONS, prompt(r#""min_tokens": 17"#), invalid, Some("min_tokens"), "at most the 16 tokens"),
+        (
+            COMPLETIONS,
+            prompt(r#""truncate_prompt_tokens": 0"#),
+            invalid,
+            Some("truncate_prompt_tokens"),
+            "at least 1",
+        ),
+        (COMPLETIONS, prompt(r#""best_of": 2"#), unsupported, Some("best_of"), "not supported"),
+        (COMPLETIONS, prompt(r#""suffix": "b""#), unsupported, Some("suffix"), "not supported"),
+        (
+            COMPLETIONS,
+            prompt(r#""use_beam_search": true"#),
+            unsupported,
+            Some("use_beam_search"),
+            "not supported",
+        ),
+        (
+            COMPLETIONS,
+            prompt(r#""structured_outputs": {}"#),
+            unsupported,
+            Some("structured_outputs"),
+            "not supported",
+        ),
+        (
+            COMPLETIONS,
+            prompt(r#""prompt_logprobs": 1"#),
+            unsupported,
+            Some("prompt_logprobs"),
+            "not supported",
+        ),
+        (CHAT, "{}".to_owned(), invalid, Some("messages"), "required"),
+        (CHAT, r#"{"messages": []}"#.to_owned(), invalid, Some("messages"), "must not be empty"),
+        (CHAT, r#"{"messages": "a"}"#.to_owned(), invalid, Some("messages"), "an array, got a string"),
+        (
+            CHAT,
+            r#"{"messages": [{"role": "x", "content": ""}]}"#.to_owned(),
+            invalid,
+            Some("messages[0].role"),
+            "one of",
+        ),
+        (CHAT, chat(r#""max_tokens": 0"#), invalid, Some("max_tokens"), "at least 1"),
+        (CHAT, chat(r#""max_completion_tokens": -5"#), invalid, Some("max_completion_tokens"), "at least 1"),
+        (CHAT, chat(r#""logprobs": 3"#), invalid, Some("logprobs"), "true or false, got 3"),
+        (CHAT, chat(r#""top_logprobs": 3"#), invalid, Some("top_logprobs"), "\"logprobs\": true"),
+        (
+            CHAT,
+            chat(r#""logprobs": true, "top_logprobs": 21"#),
+            invalid,
+            Some("top_logprobs"),
+            "between 0 and 20",
+        ),
+        (CHAT, chat(r#""tools": []"#), invalid, Some("tools"), "must not be empty"),
+        (CHAT, chat(r#""tools": [7]"#), invalid, Some("tools[0]"), "an object, got 7"),
+        (
+            CHAT,
+            chat(r#""tool_choice": "auto""#),
+            invalid,
+            Some("tool_choice"),
+            "only for requests with tools",
+        ),
+        (
+            CHAT,
+            chat(r#""tools": [{}], "tool_choice": "required""#),
+            unsupported,
+            Some("tool_choice"),
+            "not supported",
+        ),
+        (
+            CHAT,
+            chat(r#""tools": [{}], "tool_choice": {"type": "function"}"#),
+            unsupported,
+            Some("tool_choice"),
+            "",
+        ),
+        (CHAT, chat(r#""tools": [{}], "tool_choice": 7"#), invalid, Some("tool_choice"), "got 7"),
+        (
+            CHAT,
+            chat(r#""response_format": {"type": "json_object"}"#),
+            unsupported,
+            Some("response_format"),
+            "",
+        ),
+        (CHAT, chat(r#""modalities": ["text", "audio"]"#), unsupported, Some("modalities"), ""),
+        (CHAT, chat(r#""audio": {}"#), unsupported, Some("audio"), ""),
+        (CHAT, chat(r#""echo": true"#), unsupported, Some("echo"), ""),
+        (CHAT, chat(r#""chat_template_kwargs": [1]"#), invalid, Some("chat_template_kwargs"), "an object"),
+        (CHAT, chat(r#""documents": ["a"]"#), invalid, Some("documents[0]"), "an object, got a string"),
+        ("/tokenize", "{}".to_owned(), invalid, Some("prompt"), "required"),
+        ("/tokenize", r#"{"prompt": 7}"#.to_owned(), invalid, Some("prompt"), "a string, got 7"),
+        ("/detokenize", "{}".to_owned(), invalid, Some("tokens"), "required"),
+        ("/detokenize", r#"{"tokens": [1, -1]}"#.to_owned(), invalid, Some("tokens[1]"), "got -1"),
+    ];
+    let rig = Rig::hello();
+    for (route, body, code, param, part) in rows {
+        println!("{route} {body}");
+        check(&rig.post(route, &body).await, 400, code, param, part);
+    }
+    assert!(rig.fake.asked().is_empty(), "a refused request reached the text service");
+    assert_eq!(rig.post(COMPLETIONS, r#"{"prompt": "a"}"#).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn many_prompts_are_bounded() {
+    let rig = Rig::hello();
+    let prompts =
+        |num: usize, n: u32| format!(r#"{{"prompt": [{}"a"], "n": {n}}}"#, r#""a","#.repeat(num - 1));
+    check(
+        &rig.post(COMPLETIONS, &prompts(129, 1)).await,
+        400,
+        "invalid_argument",
+        Some("prompt"),
+        "at most 128",
+    );
+    check(
+        &rig.post(COMPLETIONS, &prompts(128, 9)).await,
+        400,
+        "invalid_argument",
+        Some("n"),
+        "at most 8 for 128",
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_json_request_is_refused() {
+    let rig = Rig::hello();
+    let form =
+        Request::post(COMPLETIONS).header("content-type", "text/plain").body(Body::from("{}")).unwrap();
+    check(&rig.send(form).await, 415, "unsupported_media_type", None, "application/json");
+    let bytes = Request::post(COMPLETIONS).header("content-type", "application/json");
+    let bytes = bytes.body(Body::from(&b"{\"prompt\": \"\xff\"}"[..])).unwrap();
+    check(&rig.send(bytes).await, 400, "invalid_argument", None, "no UTF-8 at byte 12");
+    check(&rig.get("/v1/completion").await, 404, "not_found", None, "GET /v1/completion");
+    for path in [COMPLETIONS, CHAT, "/tokenize"] {
+        let reply = rig.get(path).await;
+        check(&reply, 405, "method_not_allowed", None, "does not take GET");
+        assert_eq!(reply.headers["allow"], "POST");
+    }
+    for path in ["/health", "/ready", "/v1/models", "/v1/models/x", "/metrics", "/version"] {
+        check(&rig.post(path, "{}").await, 405, "method_not_allowed", None, "does not take POST");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_is_refused_and_the_next_request_is_served() {
+    let rig = Rig::hello();
+    let body = format!(r#"{{"prompt": "{}"}}"#, "a".repeat(10 << 20));
+    check(&rig.post(COMPLETIONS, &body).await, 413, "payload_too_large", None, "4194304 bytes");
+    assert_eq!(rig.post(COMPLETIONS, r#"{"prompt": "a"}"#).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let config = Config { body_read_timeout: std::time::Duration::from_millis(20), ..Config::default() };
+    let rig = Rig::new(config, Fake::new(crate::fake::hello));
+    let never = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+    let request = Request::post(COMPLETIONS).header("content-type", "application/json").body(never).unwrap();
+    check(&rig.send(request).await, 504, "deadline_exceeded", None, "within 0.02 s");
+}
+
+#[tokio::test]
+async fn refusals_of_the_text_service_keep_their_code_and_field() {
+    for (code, status) in [
+        (Code::ContextLengthExceeded, 400),
+        (Code::ModelNotFound, 404),
+        (Code::QueueFull, 429),
+        (Code::ShuttingDown, 503),
+        (Code::Unavailable, 503),
+        (Code::DeadlineExceeded, 504),
+        (Code::VocabularyMismatch, 500),
+        (Code::Internal, 500),
+    ] {
+        let error = Error::new(code, "what to change").with_param("prompt");
+        let refused = error.clone();
+        let refusing =
+            move |_: &_| Script { refusal: Some(refused.clone()), messages: vec![], end: End::Whole };
+        let failing =
+            move |_: &_| Script { refusal: None, messages: vec![], end: End::Failure(error.clone()) };
+        for fake in [Fake::new(refusing), Fake::new(failing)] {
+            let rig = Rig::new(Config::default(), fake);
+            for body in [r#"{"prompt": "a"}"#, r#"{"prompt": "a", "stream": true}"#] {
+                let reply = rig.send(post(COMPLETIONS, body)).await;
+                check(&reply, status, code.name(), Some("prompt"), "what to change");
+                let retry_after =
+                    reply.headers.get("retry-after").map(|value| value.to_str().unwrap().to_owned());
+                assert_eq!(retry_after, code.retry_after_s().map(|seconds| seconds.to_string()));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_off_does_not_pass_for_a_whole_one() {
+    let cut = |_: &_| Script {
+        refusal: None,
+        messages: vec![crate::fake::prompt_info(), crate::fake::text(0, "Hel")],
+        end: End::Whole,
+    };
+    let rig = Rig::new(Config::default(), Fake::new(cut));
+    check(&rig.post(COMPLETIONS, r#"{"prompt": "a"}"#).await, 500, "internal", None, "internal error");
+    let streamed = rig.post(COMPLETIONS, r#"{"prompt": "a", "stream": true}"#).await;
+    assert_eq!(streamed.status, StatusCode::OK);
+    let events = streamed.events();
+    let error: Value = serde_json::from_str(events[events.len() - 2]).unwrap();
+    assert_eq!(error["error"]["code"], "internal");
+    assert_eq!(events.last(), Some(&"[DONE]"));
+}

@@ -1,0 +1,164 @@
+//! Keys, limits, CORS, panics, real sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use fused_gateway::{ApiKeys, Config};
+use fused_proto::text::v1::GenerateRequest;
+use http::{HeaderValue, Method, Request, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::fake::{End, Fake, Script, hello, prompt_info, text};
+use crate::rig::{Rig, post};
+
+const COMPLETIONS: &str = "/v1/completions";
+
+#[tokio::test]
+async fn once_a_key_is_set_everything_but_health_asks_for_it() {
+    let config = Config { api_keys: ApiKeys::new(["sk-1", "sk-2"]), ..Config::default() };
+    let rig = Rig::new(config, Fake::new(hello));
+    let with = |path: &str, authorization: Option<&str>| {
+        let mut request = Request::get(path);
+        if let Some(value) = authorization {
+            request = request.header("authorization", value);
+        }
+        request.body(Body::empty()).unwrap()
+    };
+    for path in [
+        "/v1/models",
+        "/v1/models/x",
+        "/metrics",
+        "/version",
+        "/v1/completions",
+        "/nothing",
+        "/health/",
+        "//health",
+    ] {
+        for authorization in [None, Some("Bearer sk-3"), Some("Bearer "), Some("Basic sk-1"), Some("sk-1")] {
+            let reply = rig.send(with(path, authorization)).await;
+            assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{path} {authorization:?}");
+            assert_eq!(reply.headers["www-authenticate"], "Bearer");
+            let error = &reply.json()["error"];
+            assert_eq!(error["code"], "invalid_api_key");
+            assert_eq!(error["type"], "invalid_request_error");
+        }
+    }
+    for key in ["Bearer sk-1", "bearer sk-2"] {
+        assert_eq!(rig.send(with("/v1/models", Some(key))).await.status, StatusCode::OK);
+        assert_eq!(rig.send(with("/nothing", Some(key))).await.status, StatusCode::NOT_FOUND);
+    }
+    assert_eq!(rig.get("/health").await.status, StatusCode::OK);
+    assert_ne!(rig.get("/ready").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(rig.post(COMPLETIONS, r#"{"prompt": "a"}"#).await.status, StatusCode::UNAUTHORIZED);
+    assert!(rig.fake.asked().is_empty());
+}
+
+fn endless(_: &GenerateRequest) -> Script {
+    Script { refusal: None, messages: vec![prompt_info(), text(0, "Hel")], end: End::Never }
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_refused_until_one_ends() {
+    let config = Config { max_requests_in_flight: 2, ..Config::default() };
+    let rig = Rig::new(config, Fake::new(endless));
+    let stream = r#"{"prompt": "a", "stream": true}"#;
+    let first = rig.begin(post(COMPLETIONS, stream)).await;
+    let second = rig.begin(post(COMPLETIONS, stream)).await;
+    let refused = rig.post("/tokenize", r#"{"prompt": "a"}"#).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert_eq!(refused.json()["error"]["code"], "queue_full");
+    assert_eq!(rig.get("/v1/models").await.status, StatusCode::OK);
+    drop(first);
+    assert_eq!(rig.post("/tokenize", r#"{"prompt": "a"}"#).await.status, StatusCode::OK);
+    drop(second);
+}
+
+#[tokio::test]
+async fn cors_only_for_allowed_origins_and_without_a_key() {
+    let preflight = |origin: &'static str| {
+        Request::builder()
+            .method(Method::OPTIONS)
+            .uri(COMPLETIONS)
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .body(Body::empty())
+            .unwrap()
+    };
+    let allow = "access-control-allow-origin";
+    let off = Rig::hello();
+    assert!(!off.send(preflight("https://a.example")).await.headers.contains_key(allow));
+    let config = Config {
+        allowed_origins: vec![HeaderValue::from_static("https://a.example")],
+        api_keys: ApiKeys::new(["k"]),
+        ..Config::default()
+    };
+    let on = Rig::new(config, Fake::new(hello));
+    let reply = on.send(preflight("https://a.example")).await;
+    assert_eq!(
+        (reply.status, &reply.headers[allow]),
+        (StatusCode::OK, &HeaderValue::from_static("https://a.example"))
+    );
+    assert!(!on.send(preflight("https://b.example")).await.headers.contains_key(allow));
+    let config = Config { allowed_origins: vec![HeaderValue::from_static("*")], ..Config::default() };
+    let any = Rig::new(config, Fake::new(hello));
+    assert_eq!(any.send(preflight("https://b.example")).await.headers[allow], "*");
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_and_nobody_elses_business() {
+    let config = Config { metrics: Arc::new(|| panic!("no metrics today")), ..Config::default() };
+    let rig = Rig::new(config, Fake::new(hello));
+    let reply = rig.get("/metrics").await;
+    assert_eq!(reply.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(reply.json()["error"]["code"], "internal");
+    assert!(!reply.body.contains("no metrics today"));
+    assert!(reply.headers.contains_key("x-request-id"));
+    assert_eq!(rig.get("/version").await.status, StatusCode::OK);
+}
+
+/// The router on a real socket.
+async fn serve(rig: &Rig) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = rig.router.clone();
+    rig.lifecycle.spawn("http", async move { axum::serve(listener, router).await });
+    address
+}
+
+#[tokio::test]
+async fn a_closed_connection_cancels_whole_and_streamed_requests() {
+    let rig = Rig::new(Config::default(), Fake::new(endless));
+    let address = serve(&rig).await;
+    for body in [r#"{"prompt": "a", "stream": true}"#, r#"{"prompt": "a"}"#] {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        connection.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), rig.fake.open_streams(1)).await.unwrap();
+        drop(connection);
+        tokio::time::timeout(Duration::from_secs(10), rig.fake.open_streams(0)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_ten_megabytes_hears_why_they_were_too_many() {
+    let rig = Rig::hello();
+    let address = serve(&rig).await;
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let body = vec![b' '; 10 << 20];
+    let head = format!(
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection.write_all(&body).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains(r#""code":"payload_too_large""#), "{answer}");
+}

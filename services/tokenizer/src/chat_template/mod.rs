@@ -1,0 +1,105 @@
+//! Chat templates: Jinja as transformers runs it (trimmed blocks, loop controls, Python's string methods), with fuel, so
+//! that no template can run on.
+
+mod conversation;
+mod tojson;
+
+use fused_status::{Code, Error, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+
+pub(crate) use conversation::{ChatRequest, Conversation};
+
+use crate::events;
+use crate::tokenizer_config::TokenizerConfig;
+
+/// Steps of the template engine for one rendering: a conversation of 10,000 messages takes a tenth.
+const FUEL: u64 = 5_000_000;
+/// The largest template that a request may bring.
+const MAX_TEMPLATE_BYTES: usize = 64 << 10;
+const DEFAULT: &str = "default";
+/// The template for conversations with tools, where a model has one of its own for them.
+const TOOL_USE: &str = "tool_use";
+
+/// The model's chat templates, compiled.
+pub(crate) struct ChatTemplates {
+    environment: Environment<'static>,
+    special_tokens: Vec<(&'static str, Value)>,
+}
+
+impl ChatTemplates {
+    pub(crate) fn load(config: &TokenizerConfig) -> Self {
+        let mut environment = environment();
+        for (name, template) in config.chat_templates() {
+            // A model whose template is beyond us can still complete text.
+            if let Err(error) = environment.add_template_owned(name.to_owned(), template.to_owned()) {
+                events::broken_chat_template(name, &error);
+            }
+        }
+        let special_tokens =
+            config.special_tokens().map(|(name, text)| (name, Value::from(text.to_owned()))).collect();
+        Self { environment, special_tokens }
+    }
+
+    /// Renders a conversation to the prompt's text.
+    pub(crate) fn render(&self, conversation: &Conversation) -> Result<String> {
+        let context = conversation.context(&self.special_tokens);
+        let rendered = match &conversation.template {
+            Some(template) if template.len() > MAX_TEMPLATE_BYTES => {
+                let message = format!("the template has {} bytes, over {MAX_TEMPLATE_BYTES}", template.len());
+                return Err(Error::invalid("chat_template", message));
+            }
+            Some(template) => self.environment.render_str(template, context),
+            None => self.model_template(conversation)?.render(context),
+        };
+        let text = rendered.map_err(|error| refused(&error))?;
+        conversation.cut_to_continue(text)
+    }
+
+    fn model_template(&self, conversation: &Conversation) -> Result<minijinja::Template<'_, '_>> {
+        let special =
+            if conversation.has_tools() { self.environment.get_template(TOOL_USE).ok() } else { None };
+        special.or_else(|| self.environment.get_template(DEFAULT).ok()).ok_or_else(|| {
+            let message =
+                "this model has no usable chat template; send one in `chat_template`, or use completions";
+            Error::new(Code::Unsupported, message).with_param("messages")
+        })
+    }
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+        environment.set_syntax(syntax);
+    }
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", tojson::tojson);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment
+}
+
+fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+}
+
+/// Today's date, in UTC, so that replicas agree.
+fn strftime_now(format: &str) -> std::result::Result<String, minijinja::Error> {
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    jiff::fmt::strtime::format(format, &now)
+        .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+/// A template that fails has, as a rule, been given something that it was not made for.
+fn refused(error: &minijinja::Error) -> Error {
+    let message = match error.kind() {
+        ErrorKind::OutOfFuel => "the chat template does not come to an end with this conversation".to_owned(),
+        _ => format!("the chat template refuses this conversation: {error}"),
+    };
+    Error::invalid("messages", message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+use std::path::Path;
+
+use serde_json::json;
+
+use super::*;
+
+fn templates(config: serde_json::Value) -> ChatTemplates {
+    ChatTemplates::load(&serde_json::from_value(config).unwrap())
+}
+
+fn request(messages: &[serde_json::Value]) -> ChatRequest {
+    ChatRequest {
+        messages: messages.iter().map(serde_json::Value::to_string).collect(),
+        ..ChatRequest::default()
+    }
+}
+
+fn render(template: &str, request: ChatRequest) -> Result<String> {
+    let config = json!({"chat_template": template, "bos_token": {"content": "<s>"}, "eos_token": "</s>"});
+    templates(config).render(&Conversation::try_from(request)?)
+}
+
+fn user(text: &str) -> ChatRequest {
+    request(&[json!({"role": "user", "content": text})])
+}
+
+#[test]
+fn blocks_are_trimmed_and_python_methods_known() {
+    let template = "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m['content'].strip().upper() }}\n  \
+                    {% else %}\n{% continue %}\n  {% endif %}\n{% endfor %}\n{{ bos_token }}{{ eos_token }}\n";
+    let request = request(&[
+        json!({"role": "system", "content": "ignored"}),
+        json!({"role": "user", "content": " hi "}),
+    ]);
+    assert_eq!(render(template, request).unwrap(), "HI\n<s></s>");
+}
+
+#[test]
+fn tojson_writes_as_python_does() {
+    let request = ChatRequest {
+        messages: vec![r#"{"role": "user", "content": "x"}"#.to_owned()],
+        tools: Some(r#"[{"name": "f", "q": "a<b'ü", "n": [1, 2.5, null, true, {}]}]"#.to_owned()),
+        ..ChatRequest::default()
+    };
+    let template = "{{ tools | tojson }}|{{ messages[0] | tojson(indent=2) }}|{{ tools[0].q | tojson(ensure_ascii=False) }}";
+    assert_eq!(
+        render(template, request).unwrap(),
+        "[{\"name\": \"f\", \"q\": \"a<b'ü\", \"n\": [1, 2.5, null, true, {}]}]|{\n  \"role\": \"user\",\n  \
+         \"content\": \"x\"\n}|\"a<b'ü\""
+    );
+}
+
+#[test]
+fn fields_keep_the_callers_order() {
+    let request = ChatRequest {
+        messages: vec![r#"{"role": "user", "content": "x", "z": 1, "a": 2}"#.to_owned()],
+        ..ChatRequest::default()
+    };
+    let rendered = render("{{ messages[0] | tojson }}", request).unwrap();
+    assert_eq!(rendered, r#"{"role": "user", "content": "x", "z": 1, "a": 2}"#);
+}
+
+#[test]
+fn variables_reach_the_template_but_do_not_replace_the_conversation() {
+    let mut request = user("x");
+    request.variables = Some(r#"{"thinking": true, "messages": [], "documents": [1]}"#.to_owned());
+    let template = "{{ thinking }} {{ messages | length }} {{ documents | length }} {{ tools is none }}";
+    assert_eq!(render(template, request).unwrap(), "True 1 1 True");
+}
+
+#[test]
+fn content_parts_are_joined_and_others_refused_by_name() {
+    let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+    let joined = request(&[json!({"role": "user", "content": parts})]);
+    assert_eq!(render("{{ messages[0].content }}", joined).unwrap(), "a\nb");
+    let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
+    let error = render("", request(&[json!({"role": "user", "content": image})])).unwrap_err();
+    assert_eq!(error.param(), Some("messages[0].content"));
+    assert!(error.message().contains("image_url"), "{error}");
+}
+
+#[test]
+fn tool_call_arguments_become_objects() {
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}});
+    let request = request(&[json!({"role": "assistant", "content": null, "tool_calls": [call]})]);
+    let template = "{{ messages[0].tool_calls[0].function.arguments.x }}{{ messages[0].content is none }}";
+    assert_eq!(render(template, request).unwrap(), "1True");
+}
+
+#[test]
+fn the_generation_prompt_is_the_default_and_can_be_left_out() {
+    let template = "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}";
+    assert_eq!(render(template, user("x")).unwrap(), "x>");
+    let without = ChatRequest { add_generation_prompt: Some(false), ..user("x") };
+    assert_eq!(render(template, without).unwrap(), "x");
+}
+
+#[test]
+fn the_final_message_can_be_continued() {
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}";
+    let continued = |text: &str| {
+        let messages =
+            [json!({"role": "user", "content": "Sure"}), json!({"role": "assistant", "content": text})];
+        ChatRequest { continue_final_message: true, ..request(&messages) }
+    };
+    assert_eq!(render(template, continued("Sure")).unwrap(), "[user]Sure[end][assistant]Sure");
+    assert_eq!(render(template, continued("Sure, ")).unwrap(), "[user]Sure[end][assistant]Sure, ");
+    let trimming = "{{ messages[1].content | trim }}[end]";
+    assert_eq!(render(trimming, continued(" Sure, ")).unwrap(), "Sure,");
+    assert!(render("nothing", continued("Sure")).is_err());
+    assert!(render(template, continued(" ")).is_err());
+    let both = ChatRequest { add_generation_prompt: Some(true), ..continued("Sure") };
+    assert_eq!(render(template, both).unwrap_err().param(), Some("continue_final_message"));
+}
+
+#[test]
+fn tools_choose_the_template_made_for_them() {
+    let config = json!({"chat_template": [{"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "tools"}]});
+    let templates = templates(config);
+    let rendered = |tools: Option<&str>| {
+        let request = ChatRequest { tools: tools.map(str::to_owned), ..user("x") };
+        templates.render(&Conversation::try_from(request).unwrap()).unwrap()
+    };
+    assert_eq!(rendered(None), "plain");
+    assert_eq!(rendered(Some("[]")), "plain");
+    assert_eq!(rendered(Some("[{}]")), "tools");
+}
+
+#[test]
+fn a_template_that_refuses_says_why() {
+    let error = render("{{ raise_exception('roles must alternate') }}", user("x")).unwrap_err();
+    assert_eq!((error.code(), error.param()), (Code::InvalidArgument, Some("messages")));
+    assert!(error.message().contains("roles must alternate"), "{error}");
+}
+
+#[test]
+fn dates_are_written_as_python_does() {
+    let date = render("{{ strftime_now('%d %b %Y') }}", user("x")).unwrap();
+    let parts: Vec<_> = date.split(' ').map(str::len).collect();
+    assert_eq!(parts, [2, 3, 4], "{date}");
+    let error = render("{{ strftime_now('%!') }}", user("x")).unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+}
+
+#[test]
+fn no_template_runs_on() {
+    let template = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x\
+                    {% endfor %}{% endfor %}{% endfor %}";
+    let started = std::time::Instant::now();
+    let error = render(template, user("x")).unwrap_err();
+    assert!(error.message().contains("does not come to an end"), "{error}");
+    println!("a runaway template took {:?}", started.elapsed());
+    let recursive = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    assert_eq!(render(recursive, user("x")).unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[test]
+fn a_requests_own_template_is_used_within_bounds() {
+    let with = |template: String| ChatRequest { template: Some(template), ..user("x") };
+    assert_eq!(render("model's", with("own {{ messages[0].content }}".into())).unwrap(), "own x");
+    let broken = render("model's", with("{% if %}".into())).unwrap_err();
+    assert_eq!(broken.code(), Code::InvalidArgument);
+    let huge = render("model's", with("x".repeat(MAX_TEMPLATE_BYTES + 1))).unwrap_err();
+    assert_eq!(huge.param(), Some("chat_template"));
+}
+
+#[test]
+fn a_missing_or_broken_template_refuses_chats_only() {
+    for config in [json!({}), json!({"chat_template": "{% broken"})] {
+        let conversation = Conversation::try_from(user("x")).unwrap();
+        let error = templates(config).render(&conversation).unwrap_err();
+        assert_eq!(error.code(), Code::Unsupported);
+        assert!(error.message().contains("chat template"), "{error}");
+    }
+}
+
+#[test]
+fn malformed_conversations_are_refused_by_field() {
+    let refused = |request: ChatRequest| {
+        Conversation::try_from(request).unwrap_err().param().unwrap_or_default().to_owned()
+    };
+    let raw = |text: &str| ChatRequest { messages: vec![text.to_owned()], ..ChatRequest::default() };
+    assert_eq!(refused(ChatRequest::default()), "messages");
+    assert_eq!(refused(raw("{")), "messages[0]");
+    assert_eq!(refused(raw("[]")), "messages[0]");
+    assert_eq!(refused(raw("{}")), "messages[0].role");
+    assert_eq!(refused(raw(r#"{"role": 1}"#)), "messages[0].role");
+    assert_eq!(refused(raw(r#"{"role": "user", "content": 1}"#)), "messages[0].content");
+    assert_eq!(refused(raw(r#"{"role": "user", "content": ["text"]}"#)), "messages[0].content");
+    assert_eq!(refused(ChatRequest { tools: Some("{}".into()), ..user("x") }), "tools");
+    assert_eq!(refused(ChatRequest { variables: Some("[]".into()), ..user("x") }), "chat_template_kwargs");
+    let deep = format!(r#"{{"role": "user", "x": {}{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
+    assert_eq!(refused(raw(&deep)), "messages[0]");
+}
+
+/// The template of a published model, from the data folder beside the repository.
+fn published(file: &str) -> Option<String> {
+    let folder = std::env::var_os("FUSED_TEST_DATA").map(std::path::PathBuf::from).or_else(|| {
+        let script = fused_testkit::repository().join("../shared/data/unpack.sh");
+        let output =
+            script.is_file().then(|| std::process::Command::new("bash").arg(script).output())?.ok()?;
+        Some(Path::new(String::from_utf8(output.stdout).ok()?.trim()).to_owned())
+    });
+    let text = folder.and_then(|folder| std::fs::read_to_string(folder.join("tokenizers").join(file)).ok());
+    if text.is_none() {
+        println!("SKIPPED: no {file} (set FUSED_TEST_DATA)");
+    }
+    text
+}
+
+#[test]
+fn llama_3_renders() {
+    let Some(config) = published("llama3/tokenizer_config.json") else { return };
+    let templates = templates(serde_json::from_str(&config).unwrap());
+    let request = request(&[
+        json!({"role": "system", "content": " Be kind. "}),
+        json!({"role": "user", "content": "Hi"}),
+    ]);
+    assert_eq!(
+        templates.render(&Conversation::try_from(request).unwrap()).unwrap(),
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>\
+         <|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    );
+}
+
+#[test]
+fn qwen_2_5_renders_tools_and_their_calls() {
+    let Some(template) = published("qwen2.5/chat_template.jinja") else { return };
+    let call = json!({"type": "function", "function": {"name": "add", "arguments": "{\"a\": 1, \"b\": 2}"}});
+    let mut request = request(&[
+        json!({"role": "user", "content": "1 + 2?"}),
+        json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+        json!({"role": "tool", "content": "3"}),
+    ]);
+    request.tools = Some(r#"[{"type": "function", "function": {"name": "add"}}]"#.to_owned());
+    let rendered = render(&template, request).unwrap();
+    assert!(
+        rendered.contains("<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"add\"}}\n</tools>"),
+        "{rendered}"
+    );
+    assert!(
+        rendered.ends_with(
+            "<|im_start|>user\n1 + 2?<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{\"name\": \"add\", \"arguments\": \
+             {\"a\": 1, \"b\": 2}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n3\n</tool_response>\
+             <|im_end|>\n<|im_start|>assistant\n"
+        ),
+        "{rendered}"
+    );
+}

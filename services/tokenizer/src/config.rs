@@ -1,0 +1,28 @@
+use std::time::Duration;
+
+/// Settings of the tokenizer.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name the model is served under; none: what the engines call it.
+    pub model_name: Option<String>,
+    /// Threads that render chat templates and encode.
+    pub encode_threads: usize,
+    /// Texts waiting for such a thread; one more is refused with 429.
+    pub max_waiting_texts: usize,
+    /// The largest prompt text, after the chat template.
+    pub max_prompt_bytes: usize,
+    /// How often every engine is asked for its model, which is also how soon a lost one is noticed as back.
+    pub engine_check_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model_name: None,
+            encode_threads: 2,
+            max_waiting_texts: 1024,
+            max_prompt_bytes: 4 << 20,
+            engine_check_interval: Duration::from_secs(1),
+        }
+    }
+}

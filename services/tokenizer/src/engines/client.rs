@@ -1,0 +1,264 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use fused_proto::common::v1::{
+    LogprobParams, ModelInfo, SamplingParams, StoppingParams, Timings, TokenLogprobs,
+};
+use fused_proto::engine::v1::engine_client::EngineClient;
+use fused_proto::engine::v1::finish_info::Matched as WireMatched;
+use fused_proto::engine::v1::generate_request::Message as Sent;
+use fused_proto::engine::v1::generate_response::Message as Received;
+use fused_proto::engine::v1::{
+    FinishInfo, GenerateOpening, GenerateRequest, GenerateResponse, GetModelRequest, PromptChunk, PromptInfo,
+};
+use fused_status::{Code, Error, Result};
+use fused_vocabulary::{Fingerprint, TokenId};
+use tokio::time::{Instant, timeout};
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+use tracing::Span;
+
+use crate::detokenize::{Logprobs, SampledToken};
+
+/// Prompt tokens a message: the engine prefills the first while later ones are on their way.
+const CHUNK_TOKENS: usize = 512;
+/// The largest message from an engine: a long prompt's log-probabilities come in one.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// How long an engine may take to say which model it has.
+const MODEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Metadata that every answer of a service of ours carries; one without it is from the transport.
+const CODE_KEY: &str = "fused-code";
+
+/// What the engine is asked to do, as it came from the caller: carried here unread, checked by the engine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parameters {
+    pub(crate) sampling: Option<SamplingParams>,
+    pub(crate) stopping: Option<StoppingParams>,
+    pub(crate) logprobs: Option<LogprobParams>,
+}
+
+/// One request for an engine.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineRequest {
+    pub(crate) id: String,
+    pub(crate) vocabulary: Fingerprint,
+    pub(crate) parameters: Parameters,
+    pub(crate) num_sequences: usize,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) prompt: Arc<[TokenId]>,
+}
+
+/// The engine's first answer.
+#[derive(Debug)]
+pub(crate) struct PromptAnswer {
+    pub(crate) num_cached_tokens: usize,
+    /// One a prompt token, or none.
+    pub(crate) logprobs: Vec<Logprobs>,
+}
+
+/// What follows it.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Tokens { sequence_idx: usize, tokens: Vec<SampledToken> },
+    Finish { sequence_idx: usize, finish: Finish },
+}
+
+/// How a sequence ended.
+#[derive(Debug)]
+pub(crate) struct Finish {
+    pub(crate) reason: FinishReason,
+    pub(crate) matched: Option<Matched>,
+    /// Sampled ones, the ending token included.
+    pub(crate) num_tokens: usize,
+    /// The engine's, passed on unread.
+    pub(crate) timings: Option<Timings>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FinishReason {
+    Stop,
+    Length,
+    Aborted,
+}
+
+/// What ended a sequence that stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Matched {
+    Eos(TokenId),
+    StopToken(TokenId),
+    StopString(String),
+}
+
+/// Talks to one engine.
+#[derive(Clone, Debug)]
+pub(super) struct Client(EngineClient<Channel>);
+
+/// An engine's answers to one request. Dropping it cancels the request there.
+#[derive(Debug)]
+pub(crate) struct EngineStream {
+    messages: Streaming<GenerateResponse>,
+    num_sequences: usize,
+    _load: super::fleet::Load,
+}
+
+impl Client {
+    pub(super) fn new(channel: Channel) -> Self {
+        Self(EngineClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// Which model the engine has.
+    pub(super) async fn model(&self) -> Result<ModelInfo> {
+        let mut client = self.0.clone();
+        match timeout(MODEL_TIMEOUT, client.get_model(GetModelRequest {})).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| error(&status)),
+            Err(elapsed) => {
+                Err(Error::new(Code::Unavailable, "the engine did not answer").with_cause(&elapsed))
+            }
+        }
+    }
+
+    /// Sends a request and waits for the first answer, which comes when the prompt has been processed.
+    pub(super) async fn generate(
+        &self,
+        request: &EngineRequest,
+        load: super::fleet::Load,
+    ) -> Result<(EngineStream, PromptAnswer)> {
+        let mut outgoing = Request::new(tokio_stream::iter(messages(request)));
+        fused_telemetry::grpc::inject(&Span::current(), outgoing.metadata_mut());
+        let answer = self.0.clone().generate(outgoing).await.map_err(|status| error(&status))?;
+        let mut messages = answer.into_inner();
+        match messages.message().await.map_err(|status| error(&status))?.and_then(|answer| answer.message) {
+            Some(Received::PromptInfo(info)) => {
+                let prompt = prompt_answer(info, request.prompt.len())?;
+                Ok((EngineStream { messages, num_sequences: request.num_sequences, _load: load }, prompt))
+            }
+            Some(_) => Err(broken("its first answer is not about the prompt")),
+            None => Err(lost("the engine ended the stream before its first answer")),
+        }
+    }
+}
+
+impl EngineStream {
+    /// The next answer; none when the engine has nothing more to say.
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>> {
+        match self.messages.message().await.map_err(|status| error(&status))? {
+            None => Ok(None),
+            Some(answer) => match answer.message {
+                Some(Received::Tokens(tokens)) => {
+                    let sequence_idx = self.sequence_idx(tokens.sequence_idx)?;
+                    let tokens = sampled(tokens.token_ids, tokens.logprobs)?;
+                    Ok(Some(Event::Tokens { sequence_idx, tokens }))
+                }
+                Some(Received::Finish(info)) => {
+                    let sequence_idx = self.sequence_idx(info.sequence_idx)?;
+                    Ok(Some(Event::Finish { sequence_idx, finish: finish(&info)? }))
+                }
+                Some(Received::PromptInfo(_)) | None => {
+                    Err(broken("an answer that has no place in the stream"))
+                }
+            },
+        }
+    }
+
+    fn sequence_idx(&self, idx: Option<u32>) -> Result<usize> {
+        let idx = idx.unwrap_or(0) as usize;
+        if idx < self.num_sequences { Ok(idx) } else { Err(broken("a sequence that was not asked for")) }
+    }
+}
+
+fn messages(request: &EngineRequest) -> impl Iterator<Item = GenerateRequest> + Send + use<> {
+    let timeout_us = request.deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        u64::try_from(left.as_micros()).unwrap_or(u64::MAX)
+    });
+    let parameters = request.parameters.clone();
+    let opening = Sent::Opening(GenerateOpening {
+        request_id: Some(request.id.clone()),
+        vocabulary_fingerprint: Some(request.vocabulary.to_string()),
+        sampling: parameters.sampling,
+        stopping: parameters.stopping,
+        logprobs: parameters.logprobs,
+        num_sequences: u32::try_from(request.num_sequences).ok(),
+        timeout_us,
+    });
+    let prompt = Arc::clone(&request.prompt);
+    let num_chunks = prompt.len().div_ceil(CHUNK_TOKENS);
+    let chunks = (0..num_chunks).map(move |idx| {
+        let chunk = prompt.iter().skip(idx * CHUNK_TOKENS).take(CHUNK_TOKENS);
+        Sent::Prompt(PromptChunk {
+            token_ids: chunk.map(|id| id.0).collect(),
+            last: Some(idx + 1 == num_chunks),
+        })
+    });
+    std::iter::once(opening).chain(chunks).map(|message| GenerateRequest { message: Some(message) })
+}
+
+fn prompt_answer(info: PromptInfo, num_prompt_tokens: usize) -> Result<PromptAnswer> {
+    if !info.logprobs.is_empty() && info.logprobs.len() != num_prompt_tokens {
+        return Err(broken("another number of prompt log-probabilities than prompt tokens"));
+    }
+    Ok(PromptAnswer {
+        num_cached_tokens: info.cached_prompt_tokens.unwrap_or(0) as usize,
+        logprobs: info.logprobs.into_iter().map(logprobs).collect(),
+    })
+}
+
+fn sampled(ids: Vec<u32>, wire: Vec<TokenLogprobs>) -> Result<Vec<SampledToken>> {
+    if wire.is_empty() {
+        return Ok(ids.into_iter().map(|id| SampledToken { id: TokenId(id), logprobs: None }).collect());
+    }
+    if wire.len() != ids.len() {
+        return Err(broken("another number of log-probabilities than tokens"));
+    }
+    let token = |(id, wire)| SampledToken { id: TokenId(id), logprobs: Some(logprobs(wire)) };
+    Ok(ids.into_iter().zip(wire).map(token).collect())
+}
+
+fn logprobs(wire: TokenLogprobs) -> Logprobs {
+    let top = wire.top.into_iter().map(|token| (TokenId(token.token_id.unwrap_or(0)), token.logprob));
+    Logprobs { logprob: wire.logprob, top: top.collect() }
+}
+
+fn finish(info: &FinishInfo) -> Result<Finish> {
+    use fused_proto::common::v1::FinishReason as Wire;
+    let reason = match info.reason() {
+        Wire::Stop => FinishReason::Stop,
+        Wire::Length => FinishReason::Length,
+        Wire::Aborted => FinishReason::Aborted,
+        Wire::Unspecified => return Err(broken("a sequence's end without a reason")),
+    };
+    let matched = match info.matched {
+        Some(WireMatched::EosTokenId(id)) => Some(Matched::Eos(TokenId(id))),
+        Some(WireMatched::StopTokenId(id)) => Some(Matched::StopToken(TokenId(id))),
+        None => None,
+    };
+    let num_tokens = info.completion_tokens.unwrap_or(0) as usize;
+    Ok(Finish { reason, matched, num_tokens, timings: info.timings })
+}
+
+/// What a status means here. One that no service of ours made says that the connection is gone, whatever its code.
+fn error(status: &Status) -> Error {
+    use tonic::Code as Grpc;
+    let is_connection = matches!(
+        status.code(),
+        Grpc::Unknown | Grpc::Internal | Grpc::Unavailable | Grpc::Cancelled | Grpc::Aborted
+    );
+    if is_connection && !status.metadata().contains_key(CODE_KEY) {
+        return lost("the connection to the engine was lost").with_cause(status);
+    }
+    Error::from(status)
+}
+
+fn lost(what: &str) -> Error {
+    Error::new(Code::Unavailable, format!("{what}; try again"))
+}
+
+/// The engine does not keep the contract.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine sent {0}")]
+struct BrokenContract(&'static str);
+
+fn broken(what: &'static str) -> Error {
+    Error::internal(&BrokenContract(what))
+}

@@ -1,0 +1,54 @@
+use fused_vocabulary::Fingerprint;
+
+/// Why the tokenizer cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the model cannot be read.
+    #[error("the model's files cannot be read")]
+    Files(#[from] fused_checkpoint::Error),
+    /// The model has no tokenizer.
+    #[error("the model has no tokenizer.json")]
+    NoTokenizer,
+    /// Tokenizer or patch vocabulary are refused.
+    #[error("the vocabulary cannot be loaded")]
+    Vocabulary(#[from] fused_vocabulary::Error),
+    /// `tokenizer_config.json` is not what it should be.
+    #[error("tokenizer_config.json cannot be parsed")]
+    TokenizerConfig(#[source] serde_json::Error),
+    /// `chat_template.jinja` is not text.
+    #[error("chat_template.jinja is not UTF-8")]
+    ChatTemplate(#[source] std::str::Utf8Error),
+    /// `tokenizer_config.json` names a token that the tokenizer does not have.
+    #[error("tokenizer_config.json asks for {field} {token:?}, which tokenizer.json does not have")]
+    UnknownToken {
+        /// The setting.
+        field: &'static str,
+        /// The token's text.
+        token: String,
+    },
+    /// The threads that encode cannot be started.
+    #[error("the encoding threads cannot be started")]
+    Threads(#[source] rayon::ThreadPoolBuildError),
+    /// There is no engine to send requests to.
+    #[error("no engine is configured: give at least one")]
+    NoEngines,
+}
+
+/// Why an engine is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum EngineFault {
+    /// It has not answered yet.
+    #[error("has not answered yet")]
+    Unknown,
+    /// It cannot be reached, or says that it is not ready.
+    #[error("does not answer: {0}")]
+    Unreachable(String),
+    /// Its ids mean other text.
+    #[error("has the vocabulary {engine}, but the tokenizer has {tokenizer}")]
+    OtherVocabulary {
+        /// What the engine says, as it spells it.
+        engine: String,
+        /// Ours.
+        tokenizer: Fingerprint,
+    },
+}

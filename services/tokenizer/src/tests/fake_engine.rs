@@ -1,0 +1,215 @@
+//! An engine that answers what a test wrote down, over real gRPC in memory.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use fused_proto::common::v1::{FinishReason, ModelInfo, TokenLogprob, TokenLogprobs};
+use fused_proto::engine::v1::engine_server::{Engine, EngineServer};
+use fused_proto::engine::v1::finish_info::Matched;
+use fused_proto::engine::v1::generate_request::Message as Received;
+use fused_proto::engine::v1::generate_response::Message;
+use fused_proto::engine::v1::{
+    AbortRequest, AbortResponse, FinishInfo, GenerateOpening, GenerateRequest, GenerateResponse,
+    GetLoadRequest, GetLoadResponse, GetModelRequest, PromptInfo, TokenIncrement,
+};
+use fused_status::{Code, Error};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::EngineEndpoint;
+
+/// One answer.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// About the prompt, with these log-probabilities (none: none).
+    Prompt(Vec<TokenLogprobs>),
+    Tokens(u32, Vec<u32>),
+    /// With log-probability -1, and the token itself as the likeliest.
+    TokensWithLogprobs(u32, Vec<u32>),
+    Eos(u32, u32),
+    Length(u32, u32),
+    Fail(Code),
+    /// Nothing more, ever.
+    Hang,
+}
+
+/// What the engine saw.
+#[derive(Debug)]
+pub(super) enum Seen {
+    Request {
+        opening: Box<GenerateOpening>,
+        prompt_chunks: Vec<Vec<u32>>,
+    },
+    /// The answers were dropped before their end.
+    Cancelled,
+    Ended,
+}
+
+/// Runs on a runtime of its own, so that it can die with all its connections.
+pub(super) struct FakeEngine {
+    runtime: Option<Runtime>,
+    pub(super) endpoint: EngineEndpoint,
+    pub(super) seen: mpsc::Receiver<Seen>,
+    fingerprint: watch::Sender<String>,
+}
+
+impl FakeEngine {
+    pub(super) fn start(name: &str, fingerprint: &str, steps: Vec<Step>) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (channel, listener) = fused_transport::in_memory();
+        let (sender, seen) = mpsc::channel(64);
+        let (fingerprint, current) = watch::channel(fingerprint.to_owned());
+        let service = Service { fingerprint: current, steps: steps.into(), seen: sender };
+        let server = Server::builder().add_service(EngineServer::new(service)).serve_with_incoming(listener);
+        runtime.spawn(server);
+        let endpoint = EngineEndpoint { name: name.to_owned(), channel };
+        Self { runtime: Some(runtime), endpoint, seen, fingerprint }
+    }
+
+    /// Takes another vocabulary, as an engine restarted with another model has.
+    pub(super) fn set_fingerprint(&self, fingerprint: &str) {
+        self.fingerprint.send_replace(fingerprint.to_owned());
+    }
+
+    pub(super) fn die(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        self.die();
+    }
+}
+
+struct Service {
+    fingerprint: watch::Receiver<String>,
+    steps: Arc<[Step]>,
+    seen: mpsc::Sender<Seen>,
+}
+
+/// Tells how a stream of answers ended.
+struct EndGuard {
+    seen: mpsc::Sender<Seen>,
+    has_ended: bool,
+}
+
+impl EndGuard {
+    fn end(mut self) {
+        self.has_ended = true;
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        let seen = if self.has_ended { Seen::Ended } else { Seen::Cancelled };
+        let _ = self.seen.try_send(seen);
+    }
+}
+
+#[tonic::async_trait]
+impl Engine for Service {
+    type GenerateStream = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
+
+    async fn generate(
+        &self,
+        request: Request<Streaming<GenerateRequest>>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let mut messages = request.into_inner();
+        let (mut opening, mut prompt_chunks) = (Box::default(), Vec::new());
+        while let Some(message) = messages.next().await {
+            match message?.message {
+                Some(Received::Opening(received)) => *opening = received,
+                Some(Received::Prompt(chunk)) => {
+                    let is_last = chunk.last();
+                    prompt_chunks.push(chunk.token_ids);
+                    if is_last {
+                        break;
+                    }
+                }
+                None => {}
+            }
+        }
+        self.seen.send(Seen::Request { opening, prompt_chunks }).await.unwrap();
+        let guard = EndGuard { seen: self.seen.clone(), has_ended: false };
+        let steps = Arc::clone(&self.steps);
+        let answers = futures_util::stream::unfold((0, guard), move |(idx, guard): (usize, EndGuard)| {
+            let step = steps.get(idx).cloned();
+            async move {
+                match step {
+                    None => {
+                        guard.end();
+                        None
+                    }
+                    Some(Step::Hang) => std::future::pending().await,
+                    Some(step) => Some((answer(step), (idx + 1, guard))),
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn abort(&self, _: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
+        Ok(Response::new(AbortResponse::default()))
+    }
+
+    async fn get_model(&self, _: Request<GetModelRequest>) -> Result<Response<ModelInfo>, Status> {
+        Ok(Response::new(ModelInfo {
+            id: Some("demo".to_owned()),
+            vocabulary_fingerprint: Some(self.fingerprint.borrow().clone()),
+            max_model_len: Some(1024),
+            ..ModelInfo::default()
+        }))
+    }
+
+    async fn get_load(&self, _: Request<GetLoadRequest>) -> Result<Response<GetLoadResponse>, Status> {
+        Ok(Response::new(GetLoadResponse::default()))
+    }
+}
+
+fn answer(step: Step) -> Result<GenerateResponse, Status> {
+    let message = match step {
+        Step::Prompt(logprobs) => Message::PromptInfo(PromptInfo {
+            logprobs,
+            cached_prompt_tokens: Some(3),
+            ..PromptInfo::default()
+        }),
+        Step::Tokens(sequence, token_ids) => {
+            Message::Tokens(TokenIncrement { sequence_idx: Some(sequence), token_ids, logprobs: Vec::new() })
+        }
+        Step::TokensWithLogprobs(sequence, token_ids) => Message::Tokens(TokenIncrement {
+            sequence_idx: Some(sequence),
+            logprobs: token_ids.iter().map(|id| logprobs(*id, Some(-1.0))).collect(),
+            token_ids,
+        }),
+        Step::Eos(sequence, completion_tokens) => {
+            finish(sequence, FinishReason::Stop, completion_tokens, Some(Matched::EosTokenId(0)))
+        }
+        Step::Length(sequence, completion_tokens) => {
+            finish(sequence, FinishReason::Length, completion_tokens, None)
+        }
+        Step::Fail(code) => return Err(Error::new(code, "the test wants it").into()),
+        Step::Hang => return Ok(GenerateResponse::default()),
+    };
+    Ok(GenerateResponse { message: Some(message) })
+}
+
+pub(super) fn logprobs(token_id: u32, logprob: Option<f32>) -> TokenLogprobs {
+    let top = logprob.map(|logprob| TokenLogprob { token_id: Some(token_id), logprob: Some(logprob) });
+    TokenLogprobs { token_id: Some(token_id), logprob, top: top.into_iter().collect() }
+}
+
+fn finish(sequence: u32, reason: FinishReason, completion_tokens: u32, matched: Option<Matched>) -> Message {
+    Message::Finish(FinishInfo {
+        sequence_idx: Some(sequence),
+        reason: reason.into(),
+        completion_tokens: Some(completion_tokens),
+        matched,
+        ..FinishInfo::default()
+    })
+}

@@ -1,0 +1,105 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use fused_checkpoint::ModelFiles;
+use fused_lifecycle::Lifecycle;
+use fused_proto::text::v1::text_generation_server::TextGenerationServer;
+use fused_transport::MAX_MESSAGE_BYTES;
+use fused_vocabulary::{PatchVocabulary, Vocabulary};
+use tokio::sync::watch;
+
+use crate::chat_template::ChatTemplates;
+use crate::encode::EncodePool;
+use crate::engines::{EngineEndpoint, Fleet, Readiness};
+use crate::prompt::PromptEncoder;
+use crate::special_tokens::Affixes;
+use crate::tokenizer_config::TokenizerConfig;
+use crate::{Config, Error, TextService, events};
+
+/// A running tokenizer.
+#[derive(Clone)]
+pub struct Tokenizer {
+    core: Arc<Core>,
+    lifecycle: Lifecycle,
+}
+
+/// What every request needs.
+pub(crate) struct Core {
+    pub(crate) vocabulary: Arc<Vocabulary>,
+    pub(crate) encoder: Arc<PromptEncoder>,
+    pub(crate) pool: EncodePool,
+    pub(crate) fleet: Arc<Fleet>,
+    ids: RequestIds,
+}
+
+impl Tokenizer {
+    /// Loads the model's tokenizer and chat template, and begins to ask the engines for their models. Must be called
+    /// inside a tokio runtime.
+    ///
+    /// # Errors
+    /// A file of the model is missing or refused; the message names it.
+    pub fn start(
+        config: Config,
+        files: &ModelFiles,
+        patch: Option<PatchVocabulary>,
+        engines: Vec<EngineEndpoint>,
+        lifecycle: &Lifecycle,
+    ) -> Result<Self, Error> {
+        if engines.is_empty() {
+            return Err(Error::NoEngines);
+        }
+        events::describe();
+        let json = files.read("tokenizer.json")?.ok_or(Error::NoTokenizer)?;
+        let vocabulary = Arc::new(Vocabulary::load(&json, patch)?);
+        let tokenizer_config = TokenizerConfig::load(files)?;
+        let encoder = PromptEncoder {
+            vocabulary: Arc::clone(&vocabulary),
+            templates: ChatTemplates::load(&tokenizer_config),
+            affixes: Affixes::load(&vocabulary, &tokenizer_config)?,
+            max_prompt_bytes: config.max_prompt_bytes,
+        };
+        let pool = EncodePool::new(config.encode_threads, config.max_waiting_texts)?;
+        let fingerprint = vocabulary.fingerprint();
+        let fleet =
+            Fleet::start(engines, fingerprint, config.model_name, config.engine_check_interval, lifecycle);
+        let core = Core { vocabulary, encoder: Arc::new(encoder), pool, fleet, ids: RequestIds::new() };
+        Ok(Self { core: Arc::new(core), lifecycle: lifecycle.clone() })
+    }
+
+    /// The gRPC service `fused.text.v1.TextGeneration`.
+    #[must_use]
+    pub fn service(&self) -> TextGenerationServer<TextService> {
+        let service = TextService::new(Arc::clone(&self.core), self.lifecycle.clone());
+        TextGenerationServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Whether requests can be served; changes as engines come and go.
+    #[must_use]
+    pub fn ready(&self) -> watch::Receiver<Readiness> {
+        self.core.fleet.readiness()
+    }
+}
+
+impl Core {
+    /// An id for a request that came without one.
+    pub(crate) fn new_request_id(&self) -> String {
+        let RequestIds { process, next } = &self.ids;
+        format!("req-{process:x}-{}", next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Ids that are unique among the tokenizers of one engine: none is started in the same nanosecond as another on the
+/// same process id.
+struct RequestIds {
+    process: u128,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    fn new() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let process = since.map_or(0, |since| since.as_nanos()) << 32 | u128::from(std::process::id());
+        Self { process, next: AtomicU64::new(0) }
+    }
+}

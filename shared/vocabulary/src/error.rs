@@ -1,0 +1,76 @@
+use crate::Fingerprint;
+
+/// Why a vocabulary cannot be loaded, built or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file is not JSON, or not of the shape that its format asks for.
+    #[error("{file} cannot be parsed")]
+    Json {
+        /// Which file.
+        file: &'static str,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file is larger than anything this room reads.
+    #[error("{file} has {bytes} bytes, over the limit of {max_bytes}")]
+    TooLarge {
+        /// Which file.
+        file: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max_bytes: usize,
+    },
+    /// The patch vocabulary contradicts itself or the tokenizer it belongs to.
+    #[error("patch vocabulary, field {field}: {problem}")]
+    Field {
+        /// The field at fault, as `n_tokens[3].base`.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The patch vocabulary was made for another tokenizer.
+    #[error(
+        "the patch vocabulary was made for the tokenizer {patch}, but the model's tokenizer is {tokenizer}"
+    )]
+    OtherTokenizer {
+        /// `base_tokenizer_sha256` of the patch vocabulary.
+        patch: Fingerprint,
+        /// The hash of the tokenizer given.
+        tokenizer: Fingerprint,
+    },
+    /// The tokenizer's parts do not fit together.
+    #[error("tokenizer.json is refused")]
+    Tokenizer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The tokenizer turns ids into text in a way that is not known here.
+    #[error("tokenizer.json has a decoder of kind {0}, which is not supported")]
+    UnsupportedDecoder(String),
+    /// A token id or the number of tokens is beyond the limit.
+    #[error("tokenizer.json has the token id {id}, over the limit of {max}")]
+    VocabularyTooLarge {
+        /// The id.
+        id: u32,
+        /// The limit.
+        max: u32,
+    },
+    /// The base tokenizer failed on a text.
+    #[error("the text cannot be encoded")]
+    Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The corpus does not offer what was asked for.
+    #[error("{asked} {what} were asked for, but only {reachable} can be had")]
+    NotReachable {
+        /// Of what there are too few.
+        what: &'static str,
+        /// How many were asked for.
+        asked: usize,
+        /// How many there are.
+        reachable: usize,
+    },
+}
+
+impl Error {
+    pub(crate) fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), problem: problem.into() }
+    }
+}
