@@ -77,7 +77,8 @@ async fn both_grpc_apis_answer_a_direct_client() {
         }),
         ..Default::default()
     };
-    let chunk = |token_ids: &[u32], last| engine_api::PromptChunk { token_ids: token_ids.to_vec(), last: Some(last) };
+    let chunk =
+        |token_ids: &[u32], last| engine_api::PromptChunk { token_ids: token_ids.to_vec(), last: Some(last) };
     let (first, rest) = encoded.token_ids.split_at(2);
     use engine_api::generate_request::Message;
     let messages = [
@@ -107,11 +108,8 @@ async fn both_grpc_apis_answer_a_direct_client() {
 
     // Ids of another vocabulary are refused, and an abort of nobody says so.
     let other = engine_api::GenerateOpening { vocabulary_fingerprint: Some("0".repeat(64)), ..opening };
-    let messages = [
-        Message::Opening(other),
-        Message::Prompt(chunk(&encoded.token_ids, true)),
-    ]
-    .map(|message| engine_api::GenerateRequest { message: Some(message) });
+    let messages = [Message::Opening(other), Message::Prompt(chunk(&encoded.token_ids, true))]
+        .map(|message| engine_api::GenerateRequest { message: Some(message) });
     let refused = match engine.generate(tokio_stream::iter(messages)).await {
         Err(status) => status,
         Ok(stream) => stream.into_inner().message().await.unwrap_err(),

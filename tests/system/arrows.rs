@@ -47,7 +47,10 @@ fn no_arrow_runs_up() {
             }
             let is_within_shared = rank(from) == 1 && rank(to) == 1;
             assert!(rank(to) < rank(from) || is_within_shared, "{from} → {to}");
-            assert!(rank(to) != 2 || from.contains("/services/engine/"), "only the engine computes: {from} → {to}");
+            assert!(
+                rank(to) != 2 || from.contains("/services/engine/"),
+                "only the engine computes: {from} → {to}"
+            );
         }
     }
     assert!(num_arrows > 20, "{num_arrows} arrows");

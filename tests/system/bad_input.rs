@@ -24,7 +24,8 @@ fn table() -> Vec<Row> {
     let chat = "/v1/chat/completions";
     let invalid = "invalid_argument";
     let prompt = |key: &str, value: Value| json!({"prompt": "x", "max_tokens": 1, key: value});
-    let messages = |key: &str, value: Value| json!({"messages": [{"role": "user", "content": "x"}], key: value});
+    let messages =
+        |key: &str, value: Value| json!({"messages": [{"role": "user", "content": "x"}], key: value});
     vec![
         row(completions, prompt("model", json!("gpt-9")), 404, "model_not_found", "model"),
         row(completions, json!({"max_tokens": 1}), 400, invalid, "prompt"),
@@ -55,15 +56,33 @@ fn table() -> Vec<Row> {
         row(completions, prompt("n", json!(1000)), 400, invalid, "n"),
         row(completions, prompt("logprobs", json!(21)), 400, invalid, "logprobs"),
         row(completions, prompt("min_tokens", json!(2)), 400, invalid, "min_tokens"),
-        row(completions, prompt("stream_options", json!({"include_usage": true})), 400, invalid, "stream_options"),
+        row(
+            completions,
+            prompt("stream_options", json!({"include_usage": true})),
+            400,
+            invalid,
+            "stream_options",
+        ),
         row(completions, prompt("suffix", json!("end")), 400, "unsupported", "suffix"),
         row(completions, json!([1, 2]), 400, invalid, ""),
         row(chat, json!({}), 400, invalid, "messages"),
         row(chat, json!({"messages": []}), 400, invalid, "messages"),
-        row(chat, json!({"messages": [{"role": "wizard", "content": "x"}]}), 400, invalid, "messages[0].role"),
+        row(
+            chat,
+            json!({"messages": [{"role": "wizard", "content": "x"}]}),
+            400,
+            invalid,
+            "messages[0].role",
+        ),
         row(chat, messages("top_logprobs", json!(2)), 400, invalid, "top_logprobs"),
         row(chat, messages("max_completion_tokens", json!(-5)), 400, invalid, "max_completion_tokens"),
-        row(chat, messages("response_format", json!({"type": "json_object"})), 400, "unsupported", "response_format"),
+        row(
+            chat,
+            messages("response_format", json!({"type": "json_object"})),
+            400,
+            "unsupported",
+            "response_format",
+        ),
         row("/tokenize", json!({}), 400, invalid, "prompt"),
         row("/detokenize", json!({"tokens": [99_999_999]}), 400, invalid, "tokens"),
         row("/v1/nothing", json!({}), 404, "not_found", ""),
@@ -87,8 +106,8 @@ async fn every_bad_field_is_named() {
         let error = &answer["error"];
         let got_param = error["param"].as_str().unwrap_or_default();
         let is_named = if param.is_empty() { got_param.is_empty() } else { got_param.starts_with(param) };
-        let is_whole = error["message"].as_str().is_some_and(|message| message.len() > 10)
-            && error["type"].is_string();
+        let is_whole =
+            error["message"].as_str().is_some_and(|message| message.len() > 10) && error["type"].is_string();
         if got != status || error["code"] != code || !is_named || !is_whole {
             let body: String = body.to_string().chars().take(90).collect();
             wrong.push(format!("{route} {body}: wanted {status} {code} {param}, got {got} {answer}"));
@@ -130,11 +149,13 @@ async fn bodies_that_are_no_request() {
 async fn keys_are_asked_for_everywhere_but_health() {
     let arguments = ["serve", "--port", "0", "--api-key", "right", "--api-key", "also-right"];
     let server = Server::start(Path::new(env!("CARGO_BIN_EXE_fused")), &arguments, &[]).unwrap();
-    let routes = ["/v1/models", "/v1/models/demo-llama", "/metrics", "/version", "/tokenize", "/no/such/route"];
+    let routes =
+        ["/v1/models", "/v1/models/demo-llama", "/metrics", "/version", "/tokenize", "/no/such/route"];
     for path in routes {
         for key in [None, Some("wrong"), Some("right "), Some("")] {
             let request = server.http.get(server.url(path));
-            let request = key.map_or_else(|| server.http.get(server.url(path)), |key| request.bearer_auth(key));
+            let request =
+                key.map_or_else(|| server.http.get(server.url(path)), |key| request.bearer_auth(key));
             let answer = request.send().await.unwrap();
             // A trailing blank is no part of a header's value: that key is right.
             if key == Some("right ") {

@@ -52,8 +52,11 @@ async fn completions_and_chat_answer_whole_and_streamed() {
 async fn the_patch_vocabulary_takes_fewer_tokens_for_the_same_text() {
     let adapted = serve(&[]);
     let base = serve(&["--patch-vocabulary", "none"]);
-    let page = "# git rebase\n\n> Reapply commits from one branch on top of another branch.\n\n\
-        - Rebase the current branch on top of another specified branch:\n\n`git rebase {{new_base_branch}}`\n";
+    let page = "# git rebase\n\n> Reapply commits from one branch on top of another branch.\n\
+        > More information: <https://git-scm.com/docs/git-rebase>.\n\n\
+        - Rebase the current branch on top of another one:\n\n`git rebase {{branch_name}}`\n\n\
+        - Run a command on a file:\n\n`git rebase {{[-x|--exec]}} {{path/to/file}}`\n\n\
+        - Display help:\n\n`git rebase {{[-h|--help]}}`\n";
     let mut counts = Vec::new();
     for server in [&adapted, &base] {
         let (status, encoded) = server.post("/tokenize", &json!({"prompt": page})).await.unwrap();

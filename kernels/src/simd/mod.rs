@@ -55,6 +55,9 @@ pub(crate) trait Simd: Copy {
     /// The first `from.len()` (at most [`LANES`]) lanes from memory, zero in the others.
     #[inline(always)]
     fn load_partial(self, from: &[f32]) -> Self::F32 {
+        if let Some(whole) = from.as_array() {
+            return self.load(whole);
+        }
         let mut lanes = [0.0; LANES];
         lanes[..from.len()].copy_from_slice(from);
         self.load(&lanes)
@@ -63,6 +66,9 @@ pub(crate) trait Simd: Copy {
     /// The first `to.len()` (at most [`LANES`]) lanes to memory.
     #[inline(always)]
     fn store_partial(self, to: &mut [f32], value: Self::F32) {
+        if let Some(whole) = to.as_mut_array() {
+            return self.store(whole, value);
+        }
         let mut lanes = [0.0; LANES];
         self.store(&mut lanes, value);
         to.copy_from_slice(&lanes[..to.len()]);

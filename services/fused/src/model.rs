@@ -39,7 +39,8 @@ pub(crate) fn patch(settings: &Settings, files: &ModelFiles) -> anyhow::Result<O
     match settings.patch_vocabulary.as_deref() {
         Some("none") => Ok(None),
         Some(path) => {
-            let bytes = std::fs::read(Path::new(path)).with_context(|| format!("patch vocabulary `{path}`"))?;
+            let bytes =
+                std::fs::read(Path::new(path)).with_context(|| format!("patch vocabulary `{path}`"))?;
             let patch =
                 PatchVocabulary::parse(&bytes).with_context(|| format!("patch vocabulary `{path}`"))?;
             Ok(Some(patch))

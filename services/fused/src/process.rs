@@ -111,11 +111,7 @@ fn telemetry_config(settings: &Settings, service_name: &str) -> anyhow::Result<f
     Ok(fused_telemetry::Config {
         service_name: service_name.to_owned(),
         log_filter: settings.log_filter.clone(),
-        log_format: settings
-            .log_format
-            .parse()
-            .map_err(anyhow::Error::msg)
-            .context("setting log_format")?,
+        log_format: settings.log_format.parse().map_err(anyhow::Error::msg).context("setting log_format")?,
         otlp_endpoint: settings.otlp_endpoint.clone(),
         trace_sample_ratio: settings.trace_sample_ratio,
     })

@@ -25,10 +25,12 @@ fn run_build(command: &VocabBuild) -> anyhow::Result<()> {
         .with_context(|| format!("model `{}` has no {TOKENIZER_FILE}", files.name()))?;
     let mut corpus = Vec::with_capacity(command.corpus.len());
     for path in &command.corpus {
-        let text = std::fs::read_to_string(path).with_context(|| format!("corpus file {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("corpus file {}", path.display()))?;
         corpus.push(text);
     }
-    let (patch, report) = build(&BuildRequest { tokenizer_json: &tokenizer, corpus: &corpus, add: command.add })?;
+    let (patch, report) =
+        build(&BuildRequest { tokenizer_json: &tokenizer, corpus: &corpus, add: command.add })?;
     // Written beside its place and renamed, so that nobody ever reads half a vocabulary.
     let folder = command.out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let readable = std::fs::Permissions::from_mode(0o644);

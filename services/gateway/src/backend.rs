@@ -76,6 +76,11 @@ impl Backend {
         *self.readiness.borrow()
     }
 
+    pub(crate) async fn wait_ready(&self) {
+        // The sender is ours: it cannot be gone.
+        let _ = self.readiness.subscribe().wait_for(|readiness| *readiness == Readiness::Ready).await;
+    }
+
     /// The served model; asks for it only where no check has found it yet.
     pub(crate) async fn model(&self) -> Result<Arc<Model>, Error> {
         let known = self.model.borrow().clone();

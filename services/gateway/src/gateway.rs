@@ -41,6 +41,14 @@ impl Gateway {
         Self { shared: Arc::new(Shared { config, backend, admission, lifecycle }) }
     }
 
+    /// Waits until the text service behind is ready.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping it.
+    pub async fn wait_ready(&self) {
+        self.shared.backend.wait_ready().await;
+    }
+
     /// The routes, ready to be served. Time limits for a request's *headers* and the number of connections are the
     /// server's to keep.
     pub fn router(&self) -> Router {

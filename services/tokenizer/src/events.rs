@@ -27,6 +27,7 @@ pub(crate) fn describe() {
     );
     describe_gauge!("fused_tokenizer_requests_in_flight", "Generations with a response stream.");
     describe_counter!("fused_tokenizer_errors_total", "Failed requests, by code.");
+    describe_gauge!("fused_tokenizer_engines_usable", "Engines that requests can go to.");
     describe_counter!("fused_tokenizer_engine_retries_total", "Requests sent to a second engine.");
 }
 
@@ -85,6 +86,12 @@ pub(crate) fn engine_changed(engine: &str, fault: Option<&EngineFault>) {
         Some(fault @ EngineFault::OtherVocabulary { .. }) => error!(engine, "engine refused: it {fault}"),
         Some(fault) => warn!(engine, "engine not ready: it {fault}"),
     }
+}
+
+/// So many engines are usable now.
+pub(crate) fn engines_usable(num: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge, and few engines")]
+    gauge!("fused_tokenizer_engines_usable").set(num as f64);
 }
 
 /// The tokenizer became ready, or stopped being so.

@@ -6,16 +6,14 @@ use std::time::Duration;
 use fused_lifecycle::RequestGuard;
 use fused_proto::common::v1::Timings;
 use fused_status::{Code, Error, Result};
-use fused_vocabulary::{Decoder, SpecialText, Vocabulary};
+use fused_vocabulary::{Decoder, SpecialText, TokenId, Vocabulary};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Span;
 
-use crate::detokenize::{Piece, SampledToken, Sequence};
-use crate::engines::{
-    EngineRequest, EngineStream, Event, Finish, FinishReason, Matched, Parameters, PromptAnswer,
-};
+use crate::detokenize::{Logprobs, Piece, PlacedToken, SampledToken, Sequence};
+use crate::engines::{EngineRequest, EngineStream, Event, Finish, FinishReason, Matched, Parameters};
 use crate::events::{self, InFlight};
-use crate::prompt::{EncodedPrompt, Prompt, PromptLimit};
+use crate::prompt::{Prompt, PromptLimit};
 use crate::stop::{StopStrings, StopText};
 use crate::tokenizer::Core;
 
@@ -41,10 +39,20 @@ pub(crate) struct GenerateRequest {
 /// What a generation answers, in this order: the prompt once, texts, one end a sequence, the usage once.
 #[derive(Debug)]
 pub(crate) enum Output {
-    Prompt { num_tokens: usize, text: Option<String>, piece: Piece },
+    Prompt(PromptOutput),
     Text { sequence_idx: usize, piece: Piece },
     Finish { sequence_idx: usize, reason: FinishReason, matched: Option<Matched>, timings: Option<Timings> },
     Usage(Usage),
+}
+
+/// The prompt as the model saw it.
+#[derive(Debug)]
+pub(crate) struct PromptOutput {
+    pub(crate) ids: Arc<[TokenId]>,
+    /// Where echo was asked for.
+    pub(crate) text: Option<String>,
+    /// With their log-probabilities, where those were asked for.
+    pub(crate) tokens: Vec<PlacedToken>,
 }
 
 /// Tokens of a request, as they are and as the base vocabulary would have them.
@@ -87,10 +95,20 @@ pub(crate) async fn generate(
         num_prompt_base_tokens: prompt.num_base_tokens,
         ..Usage::default()
     };
-    let echoed = place_prompt(&core.vocabulary, &prompt, answer, request.special)?;
+    let ids = engine_request.prompt;
+    let echoed = if request.echo || !answer.logprobs.is_empty() {
+        place_prompt(&core.vocabulary, &ids, answer.logprobs, request.special)?
+    } else {
+        Piece::default()
+    };
     let first_offset = if request.echo { echoed.text.chars().count() } else { 0 };
+    let prompt_output = PromptOutput {
+        ids: Arc::clone(&ids),
+        text: request.echo.then_some(echoed.text),
+        tokens: echoed.tokens,
+    };
     let sequence = || {
-        let decoder = Decoder::after(&core.vocabulary, &prompt.ids, request.special);
+        let decoder = Decoder::after(&core.vocabulary, &ids, request.special);
         Running {
             sequence: Sequence::new(decoder, request.stop.matcher(), request.min_tokens, first_offset),
             is_done: false,
@@ -103,11 +121,7 @@ pub(crate) async fn generate(
         num_at_engine: request.num_sequences,
         engine: Some(engine),
         deadline: request.deadline,
-        ready: VecDeque::from([Output::Prompt {
-            num_tokens: prompt.ids.len(),
-            text: request.echo.then(|| echoed.text.clone()),
-            piece: echoed,
-        }]),
+        ready: VecDeque::from([Output::Prompt(prompt_output)]),
         usage,
         _guard: guard,
         _in_flight: InFlight::begin(),
@@ -117,12 +131,12 @@ pub(crate) async fn generate(
 /// The prompt's tokens with their text and places, as if they had been generated.
 fn place_prompt(
     vocabulary: &Vocabulary,
-    prompt: &EncodedPrompt,
-    answer: PromptAnswer,
+    ids: &[TokenId],
+    logprobs: Vec<Logprobs>,
     special: SpecialText,
 ) -> Result<Piece> {
-    let logprobs = answer.logprobs.into_iter().map(Some).chain(std::iter::repeat(None));
-    let tokens = prompt.ids.iter().zip(logprobs).map(|(id, logprobs)| SampledToken { id: *id, logprobs });
+    let logprobs = logprobs.into_iter().map(Some).chain(std::iter::repeat(None));
+    let tokens = ids.iter().zip(logprobs).map(|(id, logprobs)| SampledToken { id: *id, logprobs });
     let no_stop = StopStrings::new(Vec::new(), StopText::Cut)?.matcher();
     let mut sequence = Sequence::new(Decoder::new(vocabulary, special), no_stop, 0, 0);
     let (mut piece, _) = sequence.push(vocabulary, tokens.collect());

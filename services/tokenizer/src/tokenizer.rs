@@ -20,7 +20,7 @@ use crate::{Config, Error, TextService, events};
 /// A running tokenizer.
 #[derive(Clone)]
 pub struct Tokenizer {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     lifecycle: Lifecycle,
 }
 

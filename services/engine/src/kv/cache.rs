@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use fused_virtual_memory::{Access, HandleId, HostMemory, RangeId, VirtualMemory};
 
-use super::KvLayout;
+use super::{Error, KvLayout, KvSize, KvStats};
 
 /// Pages mapped beyond the need whenever a slot grows and nobody has to give any up for it: a decode then maps once in
 /// several pages, with one wait.
@@ -20,62 +20,6 @@ impl SlotId {
     pub fn idx(self) -> usize {
         self.0 as usize
     }
-}
-
-/// How much memory there is and how it is divided.
-#[derive(Clone, Copy, Debug)]
-pub struct KvSize {
-    /// Sequences that run at the same time.
-    pub num_slots: usize,
-    /// Tokens of the longest sequence, prompt and output.
-    pub max_model_len: usize,
-    /// Physical memory, in bytes; rounded down to whole pages.
-    pub pool_bytes: usize,
-}
-
-/// Why KV memory cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// All pages are in use by live slots: somebody must give way.
-    #[error("all pages of KV memory are in use")]
-    OutOfPages,
-    /// One sequence of the greatest length does not fit.
-    #[error("one sequence needs {slot_bytes} bytes of KV memory, and the pool has {pool_bytes}")]
-    PoolTooSmall {
-        /// Bytes of the longest sequence, in whole pages.
-        slot_bytes: usize,
-        /// Bytes of the pool, in whole pages.
-        pool_bytes: usize,
-    },
-    /// The sizes do not make sense: zero, or beyond what can be addressed.
-    #[error("no KV memory of this shape can be addressed: {0:?}")]
-    Unaddressable(KvSize),
-    /// A slot that nobody has acquired, or tokens that were not ensured in it.
-    #[error("slot {slot:?} does not hold {num_tokens} tokens")]
-    NotHeld {
-        /// Which slot.
-        slot: SlotId,
-        /// How many tokens were asked for.
-        num_tokens: usize,
-    },
-    /// The system refused.
-    #[error("virtual memory for keys and values failed")]
-    Memory(#[from] fused_virtual_memory::Error),
-}
-
-/// Where the pages are, in bytes. `mapped + parked + free = total`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KvStats {
-    /// The pool.
-    pub total_bytes: usize,
-    /// In live slots.
-    pub mapped_bytes: usize,
-    /// In slots that were given back, for the next who acquires them.
-    pub parked_bytes: usize,
-    /// In no slot.
-    pub free_bytes: usize,
-    /// Slots in use.
-    pub live_slots: usize,
 }
 
 /// All keys and values of all sequences.

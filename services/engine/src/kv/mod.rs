@@ -7,9 +7,13 @@
 //! clock, no I/O, no randomness.
 
 mod cache;
+mod error;
 mod layout;
+mod size;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{Error, KvCache, KvSize, KvStats, SlotId};
+pub use cache::{KvCache, SlotId};
+pub use error::Error;
 pub use layout::KvLayout;
+pub use size::{KvSize, KvStats};

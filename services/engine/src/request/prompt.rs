@@ -65,10 +65,8 @@ impl PromptReader {
             return Err(Error::invalid("prompt", message));
         }
         let left = self.max_model_len - self.num_tokens;
-        Ok(ValidPromptChunk {
-            tokens,
-            max_tokens: is_last.then(|| self.max_tokens.unwrap_or(left).min(left)),
-        })
+        let max_tokens = self.max_tokens.map_or(left, |max_tokens| max_tokens.min(left));
+        Ok(ValidPromptChunk { tokens, max_tokens: (arrived == Arrived::Wholly).then_some(max_tokens) })
     }
 
     fn check_length(&self, arrived: Arrived) -> Result<()> {

@@ -109,10 +109,7 @@ impl Scheduler {
                 self.continue_running(id, &mut plan, kv);
             }
         }
-        // Whoever has just given way would otherwise take back the page it gave.
-        if plan.step.preempted.is_empty() {
-            self.admit_waiting(&mut plan, kv);
-        }
+        self.admit_waiting(&mut plan, kv);
         plan.step
     }
 
@@ -179,7 +176,8 @@ impl Scheduler {
         }
     }
 
-    /// First come, first served: one that does not fit holds up those behind it, or it would starve.
+    /// First come, first served: one that does not fit holds up those behind it, or it would starve. Whoever has just
+    /// given way does not fit: part of what it gave is taken.
     fn admit_waiting<M: VirtualMemory>(&mut self, plan: &mut Plan, kv: &mut KvCache<M>) {
         // A prompt of which nothing can be computed as yet is passed over: it needs no slot.
         let ready = self.waiting.iter().filter(|(_, progress)| progress.num_ready() > 0);

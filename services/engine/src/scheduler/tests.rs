@@ -126,8 +126,9 @@ struct Life {
     aborts_at: Option<usize>,
 }
 
+/// Of at most `MAX_MODEL_LEN` tokens.
 fn life() -> impl Strategy<Value = Life> {
-    let chunks = (1..8usize, prop::collection::vec(0..8usize, 0..4))
+    let chunks = (1..8usize, prop::collection::vec(0..7usize, 0..4))
         .prop_map(|(first, rest)| [vec![first], rest].concat());
     (0..60usize, chunks, 1..16usize, prop::option::weighted(0.2, 0..100usize)).prop_map(
         |(arrives_at, chunks, num_output, aborts_at)| Life { arrives_at, chunks, num_output, aborts_at },

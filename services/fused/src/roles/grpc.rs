@@ -123,7 +123,11 @@ async fn report_text(health: HealthReporter, mut ready: watch::Receiver<Readines
 }
 
 /// The engine serves until it fails or the process drains.
-async fn report_engine(health: HealthReporter, failed: impl Future<Output = String> + Send, lifecycle: Lifecycle) {
+async fn report_engine(
+    health: HealthReporter,
+    failed: impl Future<Output = String> + Send,
+    lifecycle: Lifecycle,
+) {
     health.set_service_status(ENGINE_SERVICE, ServingStatus::Serving).await;
     tokio::select! {
         _ = failed => {}

@@ -16,7 +16,9 @@ use fused_tokenizer::EngineEndpoint;
 use crate::process::{Failure, Process};
 use banner::Banner;
 use grpc::{Served, bind, serve_grpc, tcp};
-use parts::{Loaded, start_engine, start_gateway, start_in_process, start_metrics, start_tokenizer};
+use parts::{
+    JOIN_TIMEOUT, Loaded, start_engine, start_gateway, start_in_process, start_metrics, start_tokenizer,
+};
 
 const TOKENIZER_GRPC_PORT: u16 = 50051;
 const ENGINE_GRPC_PORT: u16 = 50052;
@@ -35,7 +37,10 @@ pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
     let mut banner = Banner::new(&http, "OpenAI API")?;
     let loaded = Loaded::new(settings, Wanted::Everything)?;
     let (text, failure) = start_in_process(&process, loaded, grpc, &mut banner).await?;
-    start_gateway(&process, text, http).await?;
+    let gateway = start_gateway(&process, text, http).await?;
+    // What is printed next invites requests.
+    let ready = tokio::time::timeout(JOIN_TIMEOUT, gateway.wait_ready());
+    ready.await.context("the gateway cannot use the tokenizer of its own process")?;
     banner.with_example(process.settings.api_key.is_empty()).print()?;
     Ok(failure)
 }
@@ -52,7 +57,7 @@ pub(crate) async fn serve_for_bench() -> anyhow::Result<String> {
     let mut banner = Banner::new(&http, "OpenAI API")?;
     let loaded = Loaded::new(&process.settings, Wanted::Everything)?;
     let (text, _failure) = start_in_process(&process, loaded, None, &mut banner).await?;
-    start_gateway(&process, text, http).await?;
+    start_gateway(&process, text, http).await?.wait_ready().await;
     Ok(banner.first_url().to_owned())
 }
 
@@ -62,7 +67,8 @@ pub(crate) async fn gateway(process: Arc<Process>) -> anyhow::Result<Failure> {
     let http = bind(settings, settings.port, "--port").await?;
     let banner = Banner::new(&http, "OpenAI API")?;
     let tokenizer = settings.tokenizer.as_deref().unwrap_or(DEFAULT_TOKENIZER);
-    let text = fused_transport::connect_balanced(tokenizer, &process.lifecycle).context("setting tokenizer")?;
+    let text =
+        fused_transport::connect_balanced(tokenizer, &process.lifecycle).context("setting tokenizer")?;
     start_gateway(&process, text, http).await?;
     banner.print()?;
     Ok(Box::pin(std::future::pending()))
@@ -85,7 +91,9 @@ pub(crate) async fn tokenizer(process: Arc<Process>) -> anyhow::Result<Failure> 
     let loaded = Loaded::new(settings, Wanted::NoWeights)?;
     let tokenizer = start_tokenizer(&process, &loaded, engines)?;
     let routes = Served::new(&process).with_text(&tokenizer).routes();
-    process.lifecycle.spawn("tokenizer gRPC server", serve_grpc(tcp(grpc), routes, process.lifecycle.clone()));
+    process
+        .lifecycle
+        .spawn("tokenizer gRPC server", serve_grpc(tcp(grpc), routes, process.lifecycle.clone()));
     start_metrics(&process, &mut banner).await?;
     banner.print()?;
     Ok(Box::pin(std::future::pending()))

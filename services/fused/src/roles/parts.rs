@@ -19,7 +19,7 @@ use crate::process::{Failure, Process};
 use crate::{http_server, model};
 
 /// How long the parts of one process may take to find each other.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What tokenizer and engine both read.
 #[derive(Clone)]
@@ -143,7 +143,9 @@ pub(crate) async fn start_metrics(process: &Process, banner: &mut Banner) -> any
     let router = Router::new()
         .route("/metrics", get(move || std::future::ready(metrics.render())))
         .route("/health", get(|| std::future::ready(())));
-    process.lifecycle.spawn("metrics server", http_server::serve(listener, router, process.lifecycle.clone()));
+    process
+        .lifecycle
+        .spawn("metrics server", http_server::serve(listener, router, process.lifecycle.clone()));
     Ok(())
 }
 
@@ -151,7 +153,9 @@ fn check_device(device: &str) -> anyhow::Result<()> {
     match device {
         "auto" | "cpu" => Ok(()),
         cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
-            bail!("setting device: `{cuda}`: this binary was built without the CUDA backend; use `cpu` or `auto`")
+            bail!(
+                "setting device: `{cuda}`: this binary was built without the CUDA backend; use `cpu` or `auto`"
+            )
         }
         other => bail!("setting device: `{other}` is none of auto, cpu, cuda:N"),
     }

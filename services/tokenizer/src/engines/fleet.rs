@@ -98,6 +98,11 @@ impl Fleet {
         self.readiness.subscribe()
     }
 
+    /// Engines that requests can go to.
+    pub(crate) fn num_usable(&self) -> usize {
+        self.engines.iter().filter(|engine| engine.state().is_ok()).count()
+    }
+
     /// The model of the first usable engine.
     ///
     /// # Errors
@@ -174,11 +179,9 @@ impl Fleet {
         if before.as_ref().err() != state.as_ref().err() {
             events::engine_changed(&engine.name, state.as_ref().err());
         }
-        let readiness = if self.engines.iter().any(|engine| engine.state().is_ok()) {
-            Readiness::Ready
-        } else {
-            not_ready(&self.engines)
-        };
+        let num_usable = self.num_usable();
+        events::engines_usable(num_usable);
+        let readiness = if num_usable > 0 { Readiness::Ready } else { not_ready(&self.engines) };
         self.readiness.send_if_modified(|current| {
             let changed = *current != readiness;
             if changed {

@@ -6,9 +6,7 @@ mod routing;
 
 use tonic::transport::Channel;
 
-pub(crate) use client::{
-    EngineRequest, EngineStream, Event, Finish, FinishReason, Matched, Parameters, PromptAnswer,
-};
+pub(crate) use client::{EngineRequest, EngineStream, Event, Finish, FinishReason, Matched, Parameters};
 pub(crate) use fleet::{Fleet, Model};
 
 /// An engine to send requests to.

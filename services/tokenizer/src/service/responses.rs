@@ -14,16 +14,16 @@ use crate::generate::{Output, Usage};
 
 pub(super) fn generate(output: Output, vocabulary: &Vocabulary) -> GenerateResponse {
     let message = match output {
-        Output::Prompt { num_tokens, text, piece } => Message::PromptInfo(PromptInfo {
-            prompt_tokens: Some(count(num_tokens)),
-            text,
-            logprobs: logprobs(&piece.tokens, vocabulary),
-            token_ids: ids(&piece.tokens),
+        Output::Prompt(prompt) => Message::PromptInfo(PromptInfo {
+            prompt_tokens: Some(count(prompt.ids.len())),
+            text: prompt.text,
+            logprobs: logprobs(&prompt.tokens, vocabulary),
+            token_ids: prompt.ids.iter().map(|id| id.0).collect(),
         }),
         Output::Text { sequence_idx, piece } => Message::Text(TextIncrement {
             sequence_idx: Some(count(sequence_idx)),
             logprobs: logprobs(&piece.tokens, vocabulary),
-            token_ids: ids(&piece.tokens),
+            token_ids: piece.tokens.iter().map(|placed| placed.token.id.0).collect(),
             text: Some(piece.text),
         }),
         Output::Finish { sequence_idx, reason, matched, timings } => Message::Finish(FinishInfo {
@@ -35,10 +35,6 @@ pub(super) fn generate(output: Output, vocabulary: &Vocabulary) -> GenerateRespo
         Output::Usage(usage) => Message::Usage(wire_usage(usage)),
     };
     GenerateResponse { message: Some(message) }
-}
-
-fn ids(tokens: &[PlacedToken]) -> Vec<u32> {
-    tokens.iter().map(|placed| placed.token.id.0).collect()
 }
 
 fn logprobs(tokens: &[PlacedToken], vocabulary: &Vocabulary) -> Vec<TextLogprobs> {

@@ -69,7 +69,10 @@ impl Service {
 
     async fn start(engines: &[&FakeEngine]) -> Self {
         let service = Self::begin(engines.iter().map(|engine| engine.endpoint.clone()).collect());
-        service.tokenizer.ready().wait_for(|readiness| *readiness == Readiness::Ready).await.unwrap();
+        while service.tokenizer.core.fleet.num_usable() < engines.len() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*service.tokenizer.ready().borrow(), Readiness::Ready);
         service
     }
 

@@ -34,7 +34,7 @@ pub(super) fn choose(
 
 /// A base id, or `base_vocab_size` and the index of a merged symbol.
 type SymbolId = u32;
-/// The end of a document, or an added token: no n-token reaches across.
+/// The end of a document, or a token that may not merge: no n-token reaches across.
 const WALL: SymbolId = SymbolId::MAX;
 /// A place that a merge swallowed.
 const GONE: SymbolId = SymbolId::MAX - 1;
@@ -52,6 +52,13 @@ struct Text {
     places: HashMap<(SymbolId, SymbolId), Vec<u32>>,
     /// Upper bounds: an old pair only ever becomes rarer, so a count is made exact when it reaches the top.
     bounds: BinaryHeap<(usize, Reverse<(SymbolId, SymbolId)>)>,
+}
+
+/// Added tokens stay alone, and so do line breaks: chat templates and stop strings begin and end at them, and a model
+/// that was not fine-tuned reads an n-token across one badly (demo-llama, 200 n-tokens of tldr: 1.72 bits a byte with
+/// such n-tokens, 1.44 without, 1.05 unadapted; they would save 31 % of the tokens instead of 17 %).
+fn may_merge(base: &BaseTokenizer, id: TokenId) -> bool {
+    base.kind(id) == Kind::Learned && !base.bytes(id).contains(&b'\n')
 }
 
 struct Symbol {
@@ -75,9 +82,7 @@ impl Text {
     fn new(base: &BaseTokenizer, documents: &[Vec<TokenId>], max_n: usize) -> Self {
         let mut symbols = vec![WALL];
         for document in documents {
-            let mode = std::env::var("H4").unwrap_or_default();
-            let wall = |id: &TokenId| { let b = base.bytes(*id); match mode.as_str() { "line" => b.contains(&b'\n'), "word" => !b.iter().all(|c| c.is_ascii_alphabetic() || *c == b' '), _ => false } };
-            let symbol = |id: &TokenId| if base.kind(*id) == Kind::Learned && !wall(id) { id.0 } else { WALL };
+            let symbol = |id: &TokenId| if may_merge(base, *id) { id.0 } else { WALL };
             symbols.extend(document.iter().map(symbol));
             symbols.push(WALL);
         }

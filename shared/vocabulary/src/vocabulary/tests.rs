@@ -247,6 +247,24 @@ fn a_patch_that_contradicts_the_tokenizer_is_refused_by_the_fields_name() {
 }
 
 #[test]
+fn the_demo_models_patch_never_lengthens_text_of_its_domain() {
+    let file = std::fs::read(repository().join("tests/models/demo-llama/patch_vocabulary.json")).unwrap();
+    let vocabulary = Vocabulary::load(&demo_json(), Some(PatchVocabulary::parse(&file).unwrap())).unwrap();
+    let Some(heldout) = data("corpora/tldr/heldout.txt") else { return };
+    let heldout = String::from_utf8(heldout).unwrap();
+    let (mut num_base_tokens, mut num_tokens) = (0, 0);
+    for document in heldout.split("<|endoftext|>\n") {
+        let encoding = vocabulary.encode(document, SpecialTokens::Omit).unwrap();
+        assert_eq!(vocabulary.decode(&encoding.ids, SpecialText::Keep), document);
+        assert!(encoding.ids.len() <= encoding.num_base_tokens, "{document}");
+        num_base_tokens += encoding.num_base_tokens;
+        num_tokens += encoding.ids.len();
+    }
+    println!("held out: {num_base_tokens} base tokens, {num_tokens} patched");
+    assert!(num_tokens * 100 < num_base_tokens * 85);
+}
+
+#[test]
 fn broken_tokenizers_are_refused() {
     for json in ["", "[]", "{}", r#"{"model": {"type": "BPE"}}"#, r#"{"decoder": {"type": "ByteLevel"}}"#] {
         assert!(Vocabulary::load(json.as_bytes(), None).is_err(), "{json}");

@@ -1,0 +1,31 @@
+use super::{KvSize, SlotId};
+
+/// Why KV memory cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// All pages are in use by live slots: somebody must give way.
+    #[error("all pages of KV memory are in use")]
+    OutOfPages,
+    /// One sequence of the greatest length does not fit.
+    #[error("one sequence needs {slot_bytes} bytes of KV memory, and the pool has {pool_bytes}")]
+    PoolTooSmall {
+        /// Bytes of the longest sequence, in whole pages.
+        slot_bytes: usize,
+        /// Bytes of the pool, in whole pages.
+        pool_bytes: usize,
+    },
+    /// The sizes do not make sense: zero, or beyond what can be addressed.
+    #[error("no KV memory of this shape can be addressed: {0:?}")]
+    Unaddressable(KvSize),
+    /// A slot that nobody has acquired, or tokens that were not ensured in it.
+    #[error("slot {slot:?} does not hold {num_tokens} tokens")]
+    NotHeld {
+        /// Which slot.
+        slot: SlotId,
+        /// How many tokens were asked for.
+        num_tokens: usize,
+    },
+    /// The system refused.
+    #[error("virtual memory for keys and values failed")]
+    Memory(#[from] fused_virtual_memory::Error),
+}
