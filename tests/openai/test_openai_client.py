@@ -203,11 +203,15 @@ class Chat(Case):
         self.assertEqual((last.choices, last.usage), ([], whole.usage))
 
     def test_the_clients_own_stream_accumulator(self):
+        # The accumulator refuses an answer that was cut for length, so this one ends at a stop string.
+        stop = self.chat().choices[0].message.content[12:15]
+        whole = self.chat(stop=[stop])
+        self.assertEqual(whole.choices[0].finish_reason, "stop")
         with self.client.chat.completions.stream(
-            model=self.model, messages=MESSAGES, max_tokens=24, temperature=0
+            model=self.model, messages=MESSAGES, max_tokens=24, temperature=0, stop=[stop]
         ) as stream:
             final = stream.get_final_completion()
-        self.assertEqual(final.choices[0].message.content, self.chat().choices[0].message.content)
+        self.assertEqual(final.choices[0].message.content, whole.choices[0].message.content)
 
     def test_n(self):
         sample = {"temperature": 1.0, "n": 3, "seed": 3}

@@ -29,9 +29,6 @@ pub enum Error {
     /// The threads that encode cannot be started.
     #[error("the encoding threads cannot be started")]
     Threads(#[source] rayon::ThreadPoolBuildError),
-    /// There is no engine to send requests to.
-    #[error("no engine is configured: give at least one")]
-    NoEngines,
 }
 
 /// Why an engine is not used.

@@ -34,8 +34,8 @@ pub(crate) struct Core {
 }
 
 impl Tokenizer {
-    /// Loads the model's tokenizer and chat template, and begins to ask the engines for their models. Must be called
-    /// inside a tokio runtime.
+    /// Loads the model's tokenizer and chat template, and begins to ask the engines for their models; the list of
+    /// engines may change at any time. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// A file of the model is missing or refused; the message names it.
@@ -43,12 +43,9 @@ impl Tokenizer {
         config: Config,
         files: &ModelFiles,
         patch: Option<PatchVocabulary>,
-        engines: Vec<EngineEndpoint>,
+        engines: watch::Receiver<Vec<EngineEndpoint>>,
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
-        if engines.is_empty() {
-            return Err(Error::NoEngines);
-        }
         events::describe();
         let json = files.read("tokenizer.json")?.ok_or(Error::NoTokenizer)?;
         let vocabulary = Arc::new(Vocabulary::load(&json, patch)?);

@@ -1,6 +1,7 @@
 //! What each serving subcommand puts together.
 
 mod banner;
+mod engines;
 mod grpc;
 mod parts;
 
@@ -11,7 +12,6 @@ use fused_checkpoint::Wanted;
 use fused_lifecycle::Lifecycle;
 use fused_settings::Settings;
 use fused_telemetry::Metrics;
-use fused_tokenizer::EngineEndpoint;
 
 use crate::process::{Failure, Process};
 use banner::Banner;
@@ -83,11 +83,7 @@ pub(crate) async fn tokenizer(process: Arc<Process>) -> anyhow::Result<Failure> 
         [] => vec![DEFAULT_ENGINE.to_owned()],
         urls => urls.to_vec(),
     };
-    let mut engines = Vec::with_capacity(urls.len());
-    for url in urls {
-        let channel = fused_transport::connect(&url).context("setting engine")?;
-        engines.push(EngineEndpoint { name: url, channel });
-    }
+    let engines = engines::follow(&urls, &process.lifecycle).context("setting engine")?;
     let loaded = Loaded::new(settings, Wanted::NoWeights)?;
     let tokenizer = start_tokenizer(&process, &loaded, engines)?;
     let routes = Served::new(&process).with_text(&tokenizer).routes();

@@ -11,6 +11,7 @@ use fused_settings::Settings;
 use fused_tokenizer::{EngineEndpoint, Readiness, Tokenizer};
 use fused_vocabulary::PatchVocabulary;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::banner::Banner;
@@ -64,7 +65,7 @@ pub(crate) async fn start_engine(process: &Arc<Process>, loaded: Loaded) -> anyh
 pub(crate) fn start_tokenizer(
     process: &Process,
     loaded: &Loaded,
-    engines: Vec<EngineEndpoint>,
+    engines: watch::Receiver<Vec<EngineEndpoint>>,
 ) -> anyhow::Result<Tokenizer> {
     let settings = &process.settings;
     let config = fused_tokenizer::Config {
@@ -116,7 +117,7 @@ pub(crate) async fn start_in_process(
     lifecycle.spawn("engine server", serve_grpc(connections, routes, lifecycle.clone()));
 
     let endpoint = EngineEndpoint { name: "in-process".to_owned(), channel };
-    let tokenizer = start_tokenizer(process, &loaded, vec![endpoint])?;
+    let tokenizer = start_tokenizer(process, &loaded, watch::channel(vec![endpoint]).1)?;
     let (text, connections) = fused_transport::in_memory();
     let routes = Served::new(process).with_text(&tokenizer).routes();
     lifecycle.spawn("tokenizer server", serve_grpc(connections, routes, lifecycle.clone()));

@@ -1,5 +1,6 @@
+use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use fused_lifecycle::Lifecycle;
@@ -15,14 +16,16 @@ use super::{EngineEndpoint, Readiness};
 use crate::error::EngineFault;
 use crate::events;
 
-/// The engines, each with what is known about it.
+/// The engines, each with what is known about it. They come and go.
 pub(crate) struct Fleet {
-    engines: Vec<Engine>,
+    engines: Mutex<Vec<Arc<Engine>>>,
     vocabulary: Fingerprint,
     /// The name to serve under; none: the engine's.
     model_name: Option<String>,
+    check_interval: Duration,
     readiness: watch::Sender<Readiness>,
     turn: AtomicUsize,
+    lifecycle: Lifecycle,
 }
 
 struct Engine {
@@ -63,33 +66,31 @@ impl Drop for Load {
 }
 
 impl Fleet {
-    /// Takes the engines and starts a task for each that asks it for its model, now and again and again.
+    /// Follows the list of engines, and asks each of them for its model, now and again and again.
     pub(crate) fn start(
-        endpoints: Vec<EngineEndpoint>,
+        mut endpoints: watch::Receiver<Vec<EngineEndpoint>>,
         vocabulary: Fingerprint,
         model_name: Option<String>,
         check_interval: Duration,
         lifecycle: &Lifecycle,
     ) -> Arc<Self> {
-        let engine = |endpoint: EngineEndpoint| Engine {
-            name: endpoint.name,
-            client: Client::new(endpoint.channel),
-            state: Mutex::new(Err(EngineFault::Unknown)),
-            requests_in_flight: Arc::default(),
-        };
-        let engines: Vec<Engine> = endpoints.into_iter().map(engine).collect();
-        let (readiness, _) = watch::channel(not_ready(&engines));
-        let fleet = Arc::new(Self { engines, vocabulary, model_name, readiness, turn: AtomicUsize::new(0) });
-        for idx in 0..fleet.engines.len() {
-            let stopped = lifecycle.stopped();
-            let checks = Arc::clone(&fleet).check_forever(idx, check_interval);
-            lifecycle.spawn("engine-check", async move {
-                tokio::select! {
-                    () = stopped => {}
-                    () = checks => {}
-                }
-            });
-        }
+        let fleet = Arc::new(Self {
+            engines: Mutex::default(),
+            vocabulary,
+            model_name,
+            check_interval,
+            readiness: watch::Sender::new(not_ready(&[])),
+            turn: AtomicUsize::new(0),
+            lifecycle: lifecycle.clone(),
+        });
+        fleet.set_engines(&endpoints.borrow_and_update());
+        let followed = Arc::clone(&fleet);
+        fleet.until_stopped("engine list", async move {
+            // An error: nobody changes the list any more.
+            while endpoints.changed().await.is_ok() {
+                followed.set_engines(&endpoints.borrow_and_update());
+            }
+        });
         fleet
     }
 
@@ -100,7 +101,13 @@ impl Fleet {
 
     /// Engines that requests can go to.
     pub(crate) fn num_usable(&self) -> usize {
-        self.engines.iter().filter(|engine| engine.state().is_ok()).count()
+        self.engines().iter().filter(|engine| engine.state().is_ok()).count()
+    }
+
+    /// The engines there are, usable or not, for tests.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.engines().iter().map(|engine| engine.name.clone()).collect()
     }
 
     /// The model of the first usable engine.
@@ -108,55 +115,83 @@ impl Fleet {
     /// # Errors
     /// `Unavailable` where none is.
     pub(crate) fn model(&self) -> Result<Arc<Model>> {
-        self.engines.iter().find_map(|engine| engine.state().ok()).ok_or_else(|| self.unavailable())
+        self.engines().iter().find_map(|engine| engine.state().ok()).ok_or_else(unavailable)
     }
 
     /// Sends a request to the least loaded engine and waits for its first answer. An engine that is lost before that is
     /// set aside, and the request goes to another one, once.
     pub(crate) async fn generate(&self, request: &EngineRequest) -> Result<(EngineStream, PromptAnswer)> {
-        let first = self.choose(None).ok_or_else(|| self.unavailable())?;
-        let error = match self.generate_on(first, request).await {
+        let first = self.choose(None).ok_or_else(unavailable)?;
+        let error = match first.generate(request).await {
             Err(error) if matches!(error.code(), Code::Unavailable | Code::ShuttingDown) => error,
             answer => return answer,
         };
-        self.set_state(first, Err(EngineFault::Unreachable(error.to_string())));
-        let Some(second) = self.choose(Some(first)) else { return Err(error) };
-        events::retried(&self.engines[first].name, &error);
-        self.generate_on(second, request).await
+        self.set_state(&first, Err(EngineFault::Unreachable(error.to_string())));
+        let Some(second) = self.choose(Some(&first)) else { return Err(error) };
+        events::retried(&first.name, &error);
+        second.generate(request).await
     }
 
-    async fn generate_on(&self, idx: usize, request: &EngineRequest) -> Result<(EngineStream, PromptAnswer)> {
-        let engine = &self.engines[idx];
-        engine.client.generate(request, Load::begin(&engine.requests_in_flight)).await
-    }
-
-    fn choose(&self, except: Option<usize>) -> Option<usize> {
-        let usable = self
-            .engines
-            .iter()
-            .enumerate()
-            .filter(|(idx, engine)| Some(*idx) != except && engine.state().is_ok());
+    fn choose(&self, except: Option<&Arc<Engine>>) -> Option<Arc<Engine>> {
+        let engines = self.engines();
+        let is_excepted = |engine| except.is_some_and(|except| Arc::ptr_eq(except, engine));
+        let usable =
+            engines.iter().enumerate().filter(|(_, engine)| !is_excepted(engine) && engine.state().is_ok());
         let candidates: Vec<_> = usable
             .map(|(idx, engine)| Candidate {
                 idx,
                 requests_in_flight: engine.requests_in_flight.load(Ordering::Relaxed),
             })
             .collect();
-        choose(&candidates, self.turn.fetch_add(1, Ordering::Relaxed))
+        let chosen = choose(&candidates, self.turn.fetch_add(1, Ordering::Relaxed))?;
+        engines.get(chosen).cloned()
     }
 
-    async fn check_forever(self: Arc<Self>, idx: usize, interval: Duration) {
-        let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
+    /// Keeps the engines that stay, with what is known about them. Requests at one that goes run on to their end.
+    fn set_engines(self: &Arc<Self>, endpoints: &[EngineEndpoint]) {
+        let mut engines = self.engines();
+        engines.retain(|engine| endpoints.iter().any(|endpoint| endpoint.name == engine.name));
+        for endpoint in endpoints {
+            if engines.iter().any(|engine| engine.name == endpoint.name) {
+                continue;
+            }
+            let engine = Arc::new(Engine {
+                name: endpoint.name.clone(),
+                client: Client::new(endpoint.channel.clone()),
+                state: Mutex::new(Err(EngineFault::Unknown)),
+                requests_in_flight: Arc::default(),
+            });
+            let checks = Arc::clone(self).check_while_listed(Arc::downgrade(&engine));
+            self.until_stopped("engine check", checks);
+            engines.push(engine);
+        }
+        drop(engines);
+        self.update_readiness();
+    }
+
+    fn until_stopped(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stopped = self.lifecycle.stopped();
+        self.lifecycle.spawn(name, async move {
+            tokio::select! {
+                () = stopped => {}
+                () = task => {}
+            }
+        });
+    }
+
+    async fn check_while_listed(self: Arc<Self>, engine: Weak<Engine>) {
+        let mut ticks = tokio::time::interval(self.check_interval.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let state = match self.engines[idx].client.model().await {
+            let Some(engine) = engine.upgrade() else { return };
+            let state = match engine.client.model().await {
                 Ok(info) => self.usable(info),
                 Err(error) => {
                     Err(EngineFault::Unreachable(error.detail().unwrap_or(error.message()).to_owned()))
                 }
             };
-            self.set_state(idx, state);
+            self.set_state(&engine, state);
         }
     }
 
@@ -170,8 +205,7 @@ impl Fleet {
         Ok(Arc::new(Model { name, max_model_len: info.max_model_len() as usize, info }))
     }
 
-    fn set_state(&self, idx: usize, state: State) {
-        let engine = &self.engines[idx];
+    fn set_state(&self, engine: &Engine, state: State) {
         let before = std::mem::replace(
             &mut *engine.state.lock().unwrap_or_else(PoisonError::into_inner),
             state.clone(),
@@ -179,9 +213,13 @@ impl Fleet {
         if before.as_ref().err() != state.as_ref().err() {
             events::engine_changed(&engine.name, state.as_ref().err());
         }
+        self.update_readiness();
+    }
+
+    fn update_readiness(&self) {
         let num_usable = self.num_usable();
         events::engines_usable(num_usable);
-        let readiness = if num_usable > 0 { Readiness::Ready } else { not_ready(&self.engines) };
+        let readiness = if num_usable > 0 { Readiness::Ready } else { not_ready(&self.engines()) };
         self.readiness.send_if_modified(|current| {
             let changed = *current != readiness;
             if changed {
@@ -192,18 +230,29 @@ impl Fleet {
         });
     }
 
-    fn unavailable(&self) -> Error {
-        Error::new(Code::Unavailable, "no engine is ready; try again")
+    fn engines(&self) -> MutexGuard<'_, Vec<Arc<Engine>>> {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+fn unavailable() -> Error {
+    Error::new(Code::Unavailable, "no engine is ready; try again")
+}
+
 impl Engine {
+    async fn generate(&self, request: &EngineRequest) -> Result<(EngineStream, PromptAnswer)> {
+        self.client.generate(request, Load::begin(&self.requests_in_flight)).await
+    }
+
     fn state(&self) -> State {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-fn not_ready(engines: &[Engine]) -> Readiness {
-    let fault = |engine: &Engine| Some(format!("engine {} {}", engine.name, engine.state().err()?));
+fn not_ready(engines: &[Arc<Engine>]) -> Readiness {
+    if engines.is_empty() {
+        return Readiness::NotReady("no engine is known: its name has no address yet".to_owned());
+    }
+    let fault = |engine: &Arc<Engine>| Some(format!("engine {} {}", engine.name, engine.state().err()?));
     Readiness::NotReady(engines.iter().filter_map(fault).collect::<Vec<_>>().join("; "))
 }

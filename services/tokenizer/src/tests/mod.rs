@@ -17,6 +17,7 @@ use fused_proto::text::v1::{
 };
 use fused_status::{Code, Error};
 use fused_vocabulary::{PatchVocabulary, SpecialTokens, Vocabulary};
+use tokio::sync::watch;
 use tonic::Streaming;
 use tonic::transport::{Channel, Server};
 
@@ -55,6 +56,10 @@ struct Service {
 impl Service {
     /// Starts the tokenizer without waiting for its engines.
     fn begin(engines: Vec<EngineEndpoint>) -> Self {
+        Self::follow(watch::channel(engines).1)
+    }
+
+    fn follow(engines: watch::Receiver<Vec<EngineEndpoint>>) -> Self {
         let lifecycle = Lifecycle::new();
         let files = ModelFiles::open(&fused_testkit::model_dir("demo-llama")).unwrap();
         let config = Config { engine_check_interval: Duration::from_millis(20), ..Config::default() };
@@ -369,10 +374,32 @@ async fn an_engine_that_stops_short_is_an_error_and_no_end() {
 #[tokio::test]
 async fn a_request_lost_before_its_first_answer_goes_to_another_engine() {
     let broken = engine(vec![Step::Fail(Code::ShuttingDown)]);
-    let fine = engine(answering(&[&byte_ids("a")]));
+    let fingerprint = patch().fingerprint().to_string();
+    let fine = FakeEngine::start("fine", &fingerprint, answering(&[&byte_ids("a")]));
     let service = Service::start(&[&broken, &fine]).await;
     for _ in 0..4 {
         assert_eq!(service.run(text("x")).await.unwrap().texts, ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn engines_come_and_go() {
+    let fingerprint = patch().fingerprint().to_string();
+    let engine =
+        |name: &str, text: &str| FakeEngine::start(name, &fingerprint, answering(&[&byte_ids(text)]));
+    let (first, second) = (engine("first", "a"), engine("second", "b"));
+    let (list, followed) = watch::channel(Vec::new());
+    let service = Service::follow(followed);
+    let mut ready = service.tokenizer.ready();
+    assert!(matches!(&*ready.borrow(), Readiness::NotReady(why) if why.contains("no address")));
+    for (listed, expected) in [(&first, "a"), (&second, "b")] {
+        list.send_replace(vec![listed.endpoint.clone()]);
+        // The old engine is no longer listed from the moment the new one is looked at.
+        while service.tokenizer.core.fleet.names() != [listed.endpoint.name.clone()] {
+            tokio::task::yield_now().await;
+        }
+        ready.wait_for(|now| *now == Readiness::Ready).await.unwrap();
+        assert_eq!(service.run(text("x")).await.unwrap().texts, [expected]);
     }
 }
 
