@@ -36,5 +36,4 @@ pub mod text {
 }
 
 /// The encoded `FileDescriptorSet` of all contracts, for gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/fused_descriptor.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fused_descriptor.bin"));

@@ -1,4 +1,5 @@
 //! The three services as three processes over real sockets.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};

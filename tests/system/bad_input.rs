@@ -1,4 +1,5 @@
 //! Every bad request gets a 4xx that names the field, nothing is lost, and the server keeps serving.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
 

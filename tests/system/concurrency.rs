@@ -1,5 +1,6 @@
 //! Many streams at once, some of them dropped: every stream ends properly, every slot is given back, and nobody's output
 //! depends on who else was there.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
 

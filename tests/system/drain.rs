@@ -1,4 +1,5 @@
 //! SIGTERM drains: no new requests, running ones finish up to the grace time, exit status 0.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
 use std::time::Instant;

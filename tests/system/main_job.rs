@@ -1,4 +1,5 @@
 //! The main job: `fused serve` answers OpenAI requests from the adapted demo model.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
 

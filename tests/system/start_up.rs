@@ -1,4 +1,5 @@
 //! What cannot be served is refused at the start, with a message that names the file, key or flag.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

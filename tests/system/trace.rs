@@ -1,4 +1,5 @@
 //! One trace a request, from the gateway through the tokenizer to the engine, exported over OTLP.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -97,7 +97,9 @@ fn describe(error: &figment::Error) -> String {
             });
             let key = error.path.join(".");
             match &error.kind {
-                figment::error::Kind::UnknownField(name, _) => format!("there is no setting `{name}`{source}"),
+                figment::error::Kind::UnknownField(name, _) => {
+                    format!("there is no setting `{name}`{source}")
+                }
                 kind if key.is_empty() => format!("{kind}{source}"),
                 kind => format!("setting {key}: {kind}{source}"),
             }

@@ -95,23 +95,15 @@ impl Code {
                 row("model_not_found", Grpc::NotFound, StatusCode::NOT_FOUND, invalid, None)
             }
             Self::NotFound => row("not_found", Grpc::NotFound, StatusCode::NOT_FOUND, invalid, None),
-            Self::MethodNotAllowed => row(
-                "method_not_allowed",
-                Grpc::Unimplemented,
-                StatusCode::METHOD_NOT_ALLOWED,
-                invalid,
-                None,
-            ),
+            Self::MethodNotAllowed => {
+                row("method_not_allowed", Grpc::Unimplemented, StatusCode::METHOD_NOT_ALLOWED, invalid, None)
+            }
             Self::InvalidApiKey => {
                 row("invalid_api_key", Grpc::Unauthenticated, StatusCode::UNAUTHORIZED, invalid, None)
             }
-            Self::PayloadTooLarge => row(
-                "payload_too_large",
-                Grpc::InvalidArgument,
-                StatusCode::PAYLOAD_TOO_LARGE,
-                invalid,
-                None,
-            ),
+            Self::PayloadTooLarge => {
+                row("payload_too_large", Grpc::InvalidArgument, StatusCode::PAYLOAD_TOO_LARGE, invalid, None)
+            }
             Self::UnsupportedMediaType => row(
                 "unsupported_media_type",
                 Grpc::InvalidArgument,

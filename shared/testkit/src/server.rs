@@ -37,16 +37,16 @@ pub struct Finished {
 ///
 /// # Errors
 /// It cannot be started, or did not end in a minute.
-pub fn run_to_end(binary: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Finished> {
+pub fn run_to_end(
+    binary: &Path,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> anyhow::Result<Finished> {
     let mut child = command(binary, arguments, environment).spawn()?;
     let stdout = read_all(child.stdout.take());
     let stderr = read_all(child.stderr.take());
     let status = wait(&mut child)?;
-    Ok(Finished {
-        status,
-        stdout: stdout.recv_timeout(PATIENCE)?,
-        stderr: stderr.recv_timeout(PATIENCE)?,
-    })
+    Ok(Finished { status, stdout: stdout.recv_timeout(PATIENCE)?, stderr: stderr.recv_timeout(PATIENCE)? })
 }
 
 impl Server {

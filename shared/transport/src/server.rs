@@ -29,8 +29,12 @@ pub fn server() -> Server {
 pub async fn bind(address: SocketAddr, flag: &str) -> io::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => format!("the port is in use: choose another with {flag}, or 0 for any free one"),
-            io::ErrorKind::PermissionDenied => format!("ports under 1024 need privileges: choose another with {flag}"),
+            io::ErrorKind::AddrInUse => {
+                format!("the port is in use: choose another with {flag}, or 0 for any free one")
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("ports under 1024 need privileges: choose another with {flag}")
+            }
             _ => error.to_string(),
         };
         io::Error::new(error.kind(), format!("cannot listen on {address}: {hint}"))

@@ -77,20 +77,22 @@ impl PromptReader {
                 return Err(Error::invalid("prompt", "the prompt is empty"));
             }
             _ if max_tokens == 0 && num_tokens <= max_model_len => None,
-            _ if num_tokens >= max_model_len => Some("shorten it: there is no room for output".to_owned()),
+            _ if num_tokens >= max_model_len => {
+                Some(("prompt", "shorten it: there is no room for output".to_owned()))
+            }
             // Whether the output fits is known when all of the prompt is.
             Arrived::Wholly if num_tokens.saturating_add(max_tokens) > max_model_len => {
-                Some(format!("shorten it, or lower max_tokens, which is {max_tokens}"))
+                Some(("max_tokens", format!("shorten it, or lower max_tokens, which is {max_tokens}")))
             }
             _ => None,
         };
-        if let Some(advice) = excess {
+        if let Some((param, advice)) = excess {
             let at_least = if arrived == Arrived::Wholly { "" } else { "at least " };
             let message = format!(
                 "This model's maximum context length is {max_model_len} tokens. However, your prompt contains \
                  {at_least}{num_tokens} input tokens; {advice}."
             );
-            return Err(Error::new(Code::ContextLengthExceeded, message).with_param("prompt"));
+            return Err(Error::new(Code::ContextLengthExceeded, message).with_param(param));
         }
         let num_logprobs = self.num_prompt_logprobs.map_or(0, |num| num as usize + 1);
         if num_tokens.saturating_mul(num_logprobs) > MAX_PROMPT_LOGPROBS {
