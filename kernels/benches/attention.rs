@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use fused_kernels::{Attention, AttentionSequence, attention, instruction_set};
 
+/// Layers in a slot, of which one is computed: its keys and values lie this much further apart than they are long.
+const NUM_LAYERS: usize = 6;
 /// Query heads, key and value heads, elements of a head.
 const SHAPES: [(&str, usize, usize, usize); 2] = [("demo-llama", 8, 4, 32), ("llama-8b", 32, 8, 128)];
 /// Sequences, tokens before, new tokens.
@@ -25,15 +27,16 @@ fn main() {
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             window: None,
-            // Two layers, of which this is the second.
-            token_stride: 4 * plane,
+            token_stride: NUM_LAYERS * 2 * plane,
             keys_offset: 2 * plane,
             values_offset: 3 * plane,
         };
         for (num_sequences, context, num_queries) in BATCHES {
-            let slot = filled((context + num_queries) * shape.token_stride);
+            let slot_len = (context + num_queries) * shape.token_stride;
+            let slots = filled(num_sequences * slot_len);
             let queries = filled(num_sequences * num_queries * num_heads * head_dim);
-            let sequences = vec![AttentionSequence { slot: &slot, num_queries }; num_sequences];
+            let sequences: Vec<_> =
+                slots.chunks_exact(slot_len).map(|slot| AttentionSequence { slot, num_queries }).collect();
             let mut out = vec![0.0; queries.len()];
             let best = rayon::scope(|_| {
                 best_of(|| attention(&shape, black_box(&sequences), &queries, num_heads * head_dim, &mut out))

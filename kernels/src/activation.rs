@@ -17,12 +17,13 @@ pub enum Activation {
 /// An element's cost in multiply-adds: most of it is one exponential.
 const WORK: usize = 32;
 
-/// x = f(x), element by element: x [rows, width].
+/// x = f(x), element by element: x `[rows, width]`.
 pub fn activate(activation: Activation, x: &mut [f32]) {
     parallel::for_each_chunk(x, 1, WORK, |_, x| simd::run(Activate { activation, x }));
 }
 
-/// y = f(gate) · up for each row: a row of x [rows, 2 width] holds its gate, then its up; y [rows, width].
+/// y = f(gate) · up for each row: a row of x `[rows, 2 width]` holds its gate, then its up; y
+/// `[rows, width]`.
 ///
 /// # Panics
 /// The shapes disagree.

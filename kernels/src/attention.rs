@@ -49,7 +49,7 @@ pub struct AttentionSequence<'a> {
 }
 
 /// Attention for all sequences of a batch. `queries` has a row of `query_stride` for each new token, in the order of the
-/// sequences, which begins with the token's query heads; `out` is [new tokens, heads · dim].
+/// sequences, which begins with the token's query heads; `out` is `[new tokens, heads · dim]`.
 ///
 /// # Panics
 /// The shapes disagree.

@@ -7,7 +7,8 @@
 //!
 //! A library does not do this: `gemm` has no product of f32 by bf16 (weights would stand in memory as f32: twice the
 //! bytes, so half the speed of a decode step), and picks its order of summation by the shape of the whole product.
-//! `benches/linear.rs` measures both.
+//! `benches/linear.rs` measures both; on two Zen 4 cores this is 1.3 to 12 times as fast for one row, 1.5 to 10 times for
+//! 4 to 16, and between 0.94 and 1.4 times for 512, where both run at the peak of the multipliers.
 
 use crate::element::Element;
 use crate::matrix::{Matrix, PANEL, Panels};
@@ -21,7 +22,7 @@ const BLOCK_COLS: usize = 512;
 /// Rows of x that a task takes at least, where rows are split over threads.
 const MIN_TASK_ROWS: usize = 4 * MAX_TILE_ROWS;
 
-/// y = x · wᵀ (+ bias): x [m, cols], w [rows, cols], bias [rows], y [m, rows].
+/// y = x · wᵀ (+ bias): x `[m, cols]`, w `[rows, cols]`, bias `[rows]`, y `[m, rows]`.
 ///
 /// # Panics
 /// The shapes disagree.
@@ -55,8 +56,7 @@ fn split<T: Element>(product: Product<'_, T>, y: &mut [f32]) {
     let num_rows = x.len() / num_inputs;
     let num_outputs = y.len() / num_rows;
     let num_panels = num_outputs.div_ceil(PANEL);
-    // One row costs about as much as two: reading the weights.
-    let work = num_outputs.saturating_mul(num_inputs).saturating_mul(num_rows.max(2));
+    let work = num_outputs.saturating_mul(num_inputs).saturating_mul(num_rows);
     let num_tasks = parallel::num_tasks(work, num_panels * num_rows.div_ceil(MIN_TASK_ROWS));
     let panels_per_task = num_panels.div_ceil(num_tasks);
     let tasks_along_rows = num_tasks.div_ceil(num_panels.div_ceil(panels_per_task));

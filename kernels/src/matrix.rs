@@ -6,7 +6,7 @@ use crate::element::{Element, Elements};
 /// Rows of a weight matrix (outputs) in a panel: four vectors.
 pub(crate) const PANEL: usize = 64;
 
-/// A weight matrix [rows, cols] (outputs, inputs) in its own precision, laid out for [`linear`](crate::linear()).
+/// A weight matrix `[rows, cols]` (outputs, inputs) in its own precision, laid out for [`linear`](crate::linear()).
 ///
 /// Rows stand in panels of 64: within a panel all rows' first columns come first, then all second columns, and so on;
 /// the last panel is filled up with zero rows. A product then reads the weights front to back, each vector holds the

@@ -1,8 +1,8 @@
 use crate::parallel;
 use crate::simd::{self, Kernel, LANES, Simd};
 
-/// y = x / sqrt(mean(x²) + epsilon) · weight for each row: x, y [rows, width], weight [width] (RMSNorm, arXiv
-/// 1910.07467).
+/// y = x / sqrt(mean(x²) + epsilon) · weight for each row: x, y `[rows, width]`, weight `[width]` (RMSNorm,
+/// arXiv 1910.07467).
 ///
 /// # Panics
 /// The shapes disagree.
@@ -24,8 +24,8 @@ pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
     simd::run(RmsNorm { weight, epsilon, x });
 }
 
-/// y = (x − mean(x)) / sqrt(var(x) + epsilon) · weight + bias for each row: x, y [rows, width], weight and bias
-/// [width] (arXiv 1607.06450).
+/// y = (x − mean(x)) / sqrt(var(x) + epsilon) · weight + bias for each row: x, y `[rows, width]`, weight and bias
+/// `[width]` (arXiv 1607.06450).
 ///
 /// # Panics
 /// The shapes disagree.

@@ -1,5 +1,5 @@
-/// Writes the cosines, then the sines, of one position's rotation: `angles` [2, pairs], `frequencies` [pairs] in radians
-/// a position (rotary position embedding, arXiv 2104.09864).
+/// Writes the cosines, then the sines, of one position's rotation: `angles` `[2, pairs]`, `frequencies` `[pairs]` in
+/// radians a position (rotary position embedding, arXiv 2104.09864).
 ///
 /// # Panics
 /// The shapes disagree.
@@ -12,7 +12,7 @@ pub fn rope_angles(frequencies: &[f32], position: usize, angles: &mut [f32]) {
     }
 }
 
-/// Turns heads [heads, dim] by one position's `angles`, in the pairing of Hugging Face's models: element i of a head's
+/// Turns heads `[heads, dim]` by one position's `angles`, in the pairing of Hugging Face's models: element i of a head's
 /// first half turns with element i of its second half.
 ///
 /// # Panics

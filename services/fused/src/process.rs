@@ -42,12 +42,15 @@ where
         return print(&settings.to_toml()?);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let telemetry = Telemetry::start(&telemetry_config(&settings, service_name)?)?;
         let result = run_until_told(settings, build).await;
         telemetry.shut_down();
         result
-    })
+    });
+    // A model that is still being loaded is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 async fn run_until_told<F>(settings: Settings, build: impl FnOnce(Arc<Process>) -> F) -> anyhow::Result<()>
@@ -84,7 +87,13 @@ where
     };
     // After a failure there is nothing to wait for: clients have been told already.
     let grace = if failed.is_some() { Duration::ZERO } else { drain_timeout };
-    let num_cut = lifecycle.shut_down(grace, STOP_GRACE).await?;
+    let num_cut = match lifecycle.shut_down(grace, STOP_GRACE).await {
+        Ok(num_cut) => num_cut,
+        Err(late) => {
+            tracing::warn!(%late, "ended without them");
+            lifecycle.num_requests()
+        }
+    };
     if let Some(reason) = failed {
         anyhow::bail!("the engine failed: {reason}");
     }

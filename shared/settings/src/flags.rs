@@ -75,6 +75,11 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_waiting_texts: Option<usize>,
 
+    /// Let requests bring their own chat template [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Tokenizer")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust_request_chat_template: Option<bool>,
+
     /// Tokenizer to send to
     #[arg(long, value_name = "URL", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,7 +101,7 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_body_bytes: Option<usize>,
     /// Origin whose pages may call the API from a browser; may be repeated
-    #[arg(long = "allowed-origin", value_name = "ORIGIN", help_heading = "Gateway")]
+    #[arg(long, alias = "allowed-origin", value_name = "ORIGIN", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allowed_origins: Vec<String>,
 
@@ -117,7 +122,7 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics_port: Option<u16>,
     /// How long running requests may go on after SIGTERM [default: 30]
-    #[arg(long = "drain-timeout", value_name = "SECONDS", help_heading = "Process")]
+    #[arg(long, alias = "drain-timeout", value_name = "SECONDS", help_heading = "Process")]
     #[serde(skip_serializing_if = "Option::is_none")]
     drain_timeout_s: Option<u64>,
     /// Which log lines are written, such as info or warn,fused_engine=debug [default: info]

@@ -4,6 +4,7 @@
 //! A key has one name everywhere: `max_model_len` in the file, `FUSED_MAX_MODEL_LEN` in the environment,
 //! `--max-model-len` as a flag. An unknown key is an error that says where it came from.
 
+mod environment;
 mod flags;
 mod load;
 mod settings;

@@ -1,11 +1,13 @@
 use std::path::PathBuf;
 
 use figment::Figment;
-use figment::providers::{Env, Format, Serialized, Toml};
+use figment::providers::{Format, Serialized, Toml};
 
+use crate::environment::{Environment, PREFIX, SOURCE};
 use crate::{Flags, Settings};
 
-const ENV_PREFIX: &str = "FUSED_";
+/// A body becomes one gRPC message, and those may have 16 MiB.
+const MAX_BODY_BYTES: usize = 15 << 20;
 
 /// Settings that cannot be used; says which key and where it came from.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +40,8 @@ pub fn load(flags: &Flags) -> Result<Settings, SettingsError> {
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    // FUSED_CONFIG names the file; FUSED_TEST_… belongs to the tests.
-    let environment =
-        Env::prefixed(ENV_PREFIX).filter(|key| key != "config" && !key.as_str().starts_with("test_"));
     let settings: Settings = figment
-        .merge(environment)
+        .merge(Environment::of_process())
         .merge(Serialized::globals(flags))
         .extract()
         .map_err(|error| SettingsError::Invalid(Box::new(error)))?;
@@ -66,6 +65,15 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
         if value == 0 {
             return Err(SettingsError::OutOfRange { key, problem: "must be at least 1".to_owned() });
         }
+    }
+    // A key that was meant to be set must not leave the door open.
+    if settings.api_key.iter().any(String::is_empty) {
+        let problem = "is empty: set a key, or leave the setting out to let everybody in".to_owned();
+        return Err(SettingsError::OutOfRange { key: "api_key", problem });
+    }
+    if settings.max_body_bytes > MAX_BODY_BYTES {
+        let problem = format!("must be at most {MAX_BODY_BYTES}, not {}", settings.max_body_bytes);
+        return Err(SettingsError::OutOfRange { key: "max_body_bytes", problem });
     }
     if settings.attention_backend != "fa_vattn" {
         return Err(SettingsError::OutOfRange {
@@ -91,12 +99,16 @@ fn describe(error: &figment::Error) -> String {
         .clone()
         .into_iter()
         .map(|error| {
+            let is_environment = error.metadata.as_ref().is_some_and(|metadata| metadata.name == SOURCE);
             let source = error.metadata.as_ref().map_or_else(String::new, |metadata| {
                 let place = metadata.source.as_ref().map(|source| format!(" {source}")).unwrap_or_default();
                 format!(" (from {}{place})", metadata.name)
             });
             let key = error.path.join(".");
             match &error.kind {
+                figment::error::Kind::UnknownField(name, _) if is_environment => {
+                    format!("there is no setting `{name}` ({PREFIX}{} in {SOURCE})", name.to_uppercase())
+                }
                 figment::error::Kind::UnknownField(name, _) => {
                     format!("there is no setting `{name}`{source}")
                 }
@@ -180,6 +192,8 @@ mod tests {
     fn a_missing_file_and_a_zero_are_refused() {
         let missing = load(&flags(&["--config", "no/such.toml"])).unwrap_err().to_string();
         assert!(missing.contains("no/such.toml"), "{missing}");
+        let empty = load(&flags(&["--api-key", ""])).unwrap_err().to_string();
+        assert!(empty.contains("api_key"), "{empty}");
         let zero = load(&flags(&["--token-budget", "0"])).unwrap_err().to_string();
         assert!(zero.contains("token_budget"), "{zero}");
     }
@@ -189,8 +203,10 @@ mod tests {
         let settings = load(&flags(&["--api-key", "secret", "--max-model-len", "77"])).unwrap();
         let shown = settings.to_toml().unwrap();
         assert!(!shown.contains("secret"));
+        assert!(shown.contains("# kv_cache_bytes is not set"), "{shown}");
         let file = file(&shown);
         let again = load(&flags(&["--config", file.path().to_str().unwrap()])).unwrap();
+        assert_eq!(again, Settings { api_key: Vec::new(), ..settings });
         assert_eq!(again.max_model_len, Some(77));
     }
 }

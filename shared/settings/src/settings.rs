@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spelling::{list, optional_text, text};
+use crate::spelling::{list, optional_text, secrets, text};
 
 /// The effective settings of a process. Sizes in bytes, times in seconds, as the names say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,12 +46,14 @@ pub struct Settings {
     pub tokenizer_threads: usize,
     /// Texts waiting to be encoded; one more is refused with 429.
     pub max_waiting_texts: usize,
+    /// Whether a request may bring its own chat template, a program that the tokenizer runs.
+    pub trust_request_chat_template: bool,
 
     /// The tokenizer the gateway sends to, `http://HOST:PORT`.
     #[serde(deserialize_with = "optional_text")]
     pub tokenizer: Option<String>,
     /// API keys that are let in; none at all: everybody is.
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "secrets")]
     pub api_key: Vec<String>,
     /// A file with one API key a line.
     pub api_key_file: Option<PathBuf>,
@@ -106,6 +108,7 @@ impl Default for Settings {
             engine: Vec::new(),
             tokenizer_threads: 2,
             max_waiting_texts: 1024,
+            trust_request_chat_template: false,
             tokenizer: None,
             api_key: Vec::new(),
             api_key_file: None,
@@ -126,15 +129,38 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The settings as a TOML file, with secrets left out.
+    /// The settings as a TOML file. What is not set stands there as a comment, and so do secrets, without their value.
     ///
     /// # Errors
     /// None that can happen: every setting is a TOML value.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        let mut shown = self.clone();
-        for key in &mut shown.api_key {
-            *key = "(hidden)".to_owned();
+        let shown = toml::to_string(&Self { api_key: Vec::new(), ..self.clone() })?;
+        let mut shown = shown.replace("api_key = []\n", "");
+        let secret = if self.api_key.is_empty() { "is not set" } else { "is set and not shown" };
+        let mut comment = |key: &str, state: &str| {
+            shown.push_str("# ");
+            shown.push_str(key);
+            shown.push(' ');
+            shown.push_str(state);
+            shown.push('\n');
+        };
+        comment("api_key", secret);
+        let unset = [
+            ("model", self.model.is_none()),
+            ("served_model_name", self.served_model_name.is_none()),
+            ("patch_vocabulary", self.patch_vocabulary.is_none()),
+            ("max_model_len", self.max_model_len.is_none()),
+            ("kv_cache_bytes", self.kv_cache_bytes.is_none()),
+            ("page_bytes", self.page_bytes.is_none()),
+            ("tokenizer", self.tokenizer.is_none()),
+            ("api_key_file", self.api_key_file.is_none()),
+            ("grpc_port", self.grpc_port.is_none()),
+            ("metrics_port", self.metrics_port.is_none()),
+            ("otlp_endpoint", self.otlp_endpoint.is_none()),
+        ];
+        for (key, _) in unset.into_iter().filter(|(_, is_unset)| *is_unset) {
+            comment(key, "is not set: chosen at start, or off");
         }
-        toml::to_string(&shown)
+        Ok(shown)
     }
 }

@@ -38,6 +38,14 @@ pub(crate) fn optional_text<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     Ok(Option::<Scalar>::deserialize(deserializer)?.map(String::from))
 }
 
+/// As [`list`], but an empty item stays one, to be refused: it may be a secret that was not there.
+pub(crate) fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::Many(values) => values.into_iter().map(String::from).collect(),
+        OneOrMany::One(value) => String::from(value).split(',').map(|item| item.trim().to_owned()).collect(),
+    })
+}
+
 pub(crate) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     Ok(match OneOrMany::deserialize(deserializer)? {
         OneOrMany::Many(values) => values.into_iter().map(String::from).collect(),

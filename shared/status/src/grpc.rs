@@ -16,6 +16,7 @@ impl From<Error> for tonic::Status {
             let value = MetadataValue::from_bytes(&bytes[..bytes.len().min(MAX_PARAM_BYTES)]);
             metadata.insert_bin(PARAM_KEY, value);
         }
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that builds a status")]
         Self::with_metadata(error.code().grpc(), error.message(), metadata)
     }
 }
@@ -88,6 +89,7 @@ mod tests {
 
     #[test]
     fn a_transport_error_keeps_its_meaning() {
+        #[expect(clippy::disallowed_methods, reason = "a status as the transport makes it")]
         let status = tonic::Status::from_error(Box::new(std::io::Error::other("refused")));
         let error = Error::from(status);
         assert!(matches!(error.code(), Code::Internal | Code::Unavailable));

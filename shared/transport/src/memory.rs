@@ -8,6 +8,8 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::channel::with_windows;
+
 /// Bytes in flight in each direction of one in-memory connection.
 const PIPE_BYTES: usize = 256 << 10;
 /// Connections waiting to be accepted.
@@ -42,6 +44,7 @@ pub fn in_memory() -> (Channel, InMemoryListener) {
             Ok::<_, io::Error>(TokioIo::new(client))
         }
     });
-    let channel = Endpoint::from_static("http://in-memory").connect_with_connector_lazy(connector);
+    let endpoint = with_windows(Endpoint::from_static("http://in-memory"));
+    let channel = endpoint.connect_with_connector_lazy(connector);
     (channel, InMemoryListener { connections })
 }

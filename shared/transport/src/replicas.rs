@@ -64,7 +64,11 @@ pub fn replicas(
                 // Nobody listens any more.
                 () = sender.closed() => return,
             }
-            match tokio::net::lookup_host((host.as_str(), port)).await {
+            let resolved = tokio::select! {
+                resolved = tokio::net::lookup_host((host.as_str(), port)) => resolved,
+                () = &mut stopped => return,
+            };
+            match resolved {
                 Ok(addresses) => publish(&sender, addresses),
                 Err(error) => tracing::debug!(%host, %error, "the name cannot be resolved"),
             }

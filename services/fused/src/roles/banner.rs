@@ -29,10 +29,10 @@ impl Banner {
     pub(crate) fn with_example(mut self, is_open: bool) -> Self {
         let key = if is_open { "" } else { " -H \"Authorization: Bearer $API_KEY\"" };
         // Writing to a string does not fail.
-        let _ = write!(
+        let _ = writeln!(
             self.text,
             "try: curl {}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{{\"messages\": \
-             [{{\"role\": \"user\", \"content\": \"git rebase\"}}], \"max_tokens\": 96, \"temperature\": 0}}'\n",
+             [{{\"role\": \"user\", \"content\": \"git rebase\"}}], \"max_tokens\": 96, \"temperature\": 0}}'",
             self.first_url
         );
         self

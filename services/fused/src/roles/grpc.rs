@@ -17,6 +17,7 @@ use tonic::transport::server::{Connected, TcpIncoming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::http_server;
 use crate::process::Process;
 
 const TEXT_SERVICE: &str = "fused.text.v1.TextGeneration";
@@ -45,8 +46,13 @@ where
     C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let server = fused_transport::server().add_routes(routes.routes());
-    if let Err(error) = server.serve_with_incoming_shutdown(connections, lifecycle.stopped()).await {
-        tracing::error!(%error, "the gRPC server ended");
+    let served = server.serve_with_incoming_shutdown(connections, lifecycle.stopped());
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            tracing::error!(%error, "the gRPC server ended");
+        },
+        // A client that does not read cannot hold up the end.
+        () = http_server::closed(lifecycle) => {}
     }
 }
 

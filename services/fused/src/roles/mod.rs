@@ -35,7 +35,10 @@ pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
         None => None,
     };
     let mut banner = Banner::new(&http, "OpenAI API")?;
-    let loaded = Loaded::new(settings, Wanted::Everything)?;
+    let loaded = Loaded::new(settings, Wanted::Everything).await?;
+    if grpc.is_some() && !(settings.api_key.is_empty() && settings.api_key_file.is_none()) {
+        tracing::warn!("the gRPC port asks for no API key: let only the gateway's own network reach it");
+    }
     let (text, failure) = start_in_process(&process, loaded, grpc, &mut banner).await?;
     let gateway = start_gateway(&process, text, http).await?;
     // What is printed next invites requests.
@@ -55,7 +58,7 @@ pub(crate) async fn serve_for_bench() -> anyhow::Result<String> {
     });
     let http = bind(&process.settings, 0, "--port").await?;
     let mut banner = Banner::new(&http, "OpenAI API")?;
-    let loaded = Loaded::new(&process.settings, Wanted::Everything)?;
+    let loaded = Loaded::new(&process.settings, Wanted::Everything).await?;
     let (text, _failure) = start_in_process(&process, loaded, None, &mut banner).await?;
     start_gateway(&process, text, http).await?.wait_ready().await;
     Ok(banner.first_url().to_owned())
@@ -84,7 +87,7 @@ pub(crate) async fn tokenizer(process: Arc<Process>) -> anyhow::Result<Failure> 
         urls => urls.to_vec(),
     };
     let engines = engines::follow(&urls, &process.lifecycle).context("setting engine")?;
-    let loaded = Loaded::new(settings, Wanted::NoWeights)?;
+    let loaded = Loaded::new(settings, Wanted::NoWeights).await?;
     let tokenizer = start_tokenizer(&process, &loaded, engines)?;
     let routes = Served::new(&process).with_text(&tokenizer).routes();
     process
@@ -100,7 +103,7 @@ pub(crate) async fn engine(process: Arc<Process>) -> anyhow::Result<Failure> {
     let settings = &process.settings;
     let grpc = bind(settings, settings.grpc_port.unwrap_or(ENGINE_GRPC_PORT), "--grpc-port").await?;
     let mut banner = Banner::new(&grpc, "token API, gRPC")?;
-    let engine = start_engine(&process, Loaded::new(settings, Wanted::Everything)?).await?;
+    let engine = start_engine(&process, Loaded::new(settings, Wanted::Everything).await?).await?;
     let routes = Served::new(&process).with_engine(&engine).routes();
     process.lifecycle.spawn("engine gRPC server", serve_grpc(tcp(grpc), routes, process.lifecycle.clone()));
     start_metrics(&process, &mut banner).await?;

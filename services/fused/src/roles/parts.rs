@@ -30,10 +30,15 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    pub(crate) fn new(settings: &Settings, wanted: Wanted) -> anyhow::Result<Self> {
-        let files = model::files(settings.model.as_deref(), wanted)?;
-        let patch = model::patch(settings, &files)?;
-        Ok(Self { files, patch })
+    /// On a thread of its own: a download takes minutes, and signals are listened to meanwhile.
+    pub(crate) async fn new(settings: &Arc<Settings>, wanted: Wanted) -> anyhow::Result<Self> {
+        let settings = Arc::clone(settings);
+        let loaded = tokio::task::spawn_blocking(move || {
+            let files = model::files(settings.model.as_deref(), wanted)?;
+            let patch = model::patch(&settings, &files)?;
+            Ok(Self { files, patch })
+        });
+        loaded.await?
     }
 }
 
@@ -72,6 +77,7 @@ pub(crate) fn start_tokenizer(
         model_name: Some(model::served_name(settings, &loaded.files)),
         encode_threads: settings.tokenizer_threads,
         max_waiting_texts: settings.max_waiting_texts,
+        max_prompt_bytes: settings.max_body_bytes,
         ..fused_tokenizer::Config::default()
     };
     Tokenizer::start(config, &loaded.files, loaded.patch.clone(), engines, &process.lifecycle)

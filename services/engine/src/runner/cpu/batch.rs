@@ -50,3 +50,12 @@ impl<'a> Batch<'a> {
             .map(|(&token, position)| (token, position))
     }
 }
+
+/// How many of a sequence's last rows its output is made from.
+pub(super) fn num_wanted(sequence: &SequenceStep<'_>) -> usize {
+    match (&sequence.prompt_logprobs, &sequence.sample) {
+        (Some(_), _) => sequence.tokens.len(),
+        (None, Some(_)) => 1,
+        (None, None) => 0,
+    }
+}

@@ -4,12 +4,14 @@ use fused_kernels::{
 };
 use fused_virtual_memory::LinuxMemory;
 
-use super::batch::{Batch, Error};
+use super::batch::{Batch, Error, num_wanted};
 use super::scratch::Scratch;
 use crate::kv::KvCache;
 use crate::model::{FeedForward, Layer, Linear, Model, Norm, Positions, Shape};
+use crate::runner::SequenceStep;
 
-/// Runs the batch through all layers: keys and values into the slots, the residual stream into `scratch.hidden`.
+/// Runs the batch through all layers: keys and values into the slots, the residual stream of the rows that outputs are
+/// made from ([`num_wanted`]) into `scratch.hidden`.
 pub(super) fn forward(
     model: &Model<Matrix>,
     batch: &Batch<'_>,
@@ -18,11 +20,26 @@ pub(super) fn forward(
 ) -> Result<(), Error> {
     scratch.resize(&model.shape, &model.positions, batch.num_rows);
     embed(model, batch, scratch);
+    let mut pass = Pass { model, batch, scratch, num_queries: |sequence| sequence.tokens.len() };
     for (layer_idx, layer) in model.layers.iter().enumerate() {
-        attend(model, batch, kv, scratch, layer_idx)?;
-        feed_forward(&model.shape, layer, scratch);
+        pass.project(layer);
+        store(&model.shape, batch, kv, &pass.scratch.qkv, layer_idx)?;
+        if layer_idx + 1 == model.layers.len() {
+            pass.keep_wanted();
+        }
+        pass.attend(layer, layer_idx, kv)?;
+        pass.feed_forward(layer);
     }
     Ok(())
+}
+
+/// A batch on its way through the layers.
+struct Pass<'a> {
+    model: &'a Model<Matrix>,
+    batch: &'a Batch<'a>,
+    scratch: &'a mut Scratch,
+    /// How many of a sequence's last rows are still in the scratch.
+    num_queries: fn(&SequenceStep<'_>) -> usize,
 }
 
 /// y = norm(x).
@@ -54,44 +71,80 @@ fn embed(model: &Model<Matrix>, batch: &Batch<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// hidden += output(attention(norm(hidden))).
-fn attend(
-    model: &Model<Matrix>,
-    batch: &Batch<'_>,
-    kv: &mut KvCache<LinuxMemory>,
-    scratch: &mut Scratch,
-    layer_idx: usize,
-) -> Result<(), Error> {
-    let (shape, layer) = (&model.shape, &model.layers[layer_idx]);
-    norm(&layer.attention_norm, shape.norm_eps, &scratch.hidden, &mut scratch.normed);
-    apply(&layer.qkv, &scratch.normed, &mut scratch.qkv);
-    turn_heads(shape, layer, &scratch.angles, &mut scratch.qkv);
-    store(shape, batch, kv, &scratch.qkv, layer_idx)?;
+impl Pass<'_> {
+    /// qkv = turned(projections(norm(hidden))).
+    fn project(&mut self, layer: &Layer<Matrix>) {
+        let Self { model, scratch, .. } = self;
+        norm(&layer.attention_norm, model.shape.norm_eps, &scratch.hidden, &mut scratch.normed);
+        apply(&layer.qkv, &scratch.normed, &mut scratch.qkv);
+        turn_heads(&model.shape, layer, &scratch.angles, &mut scratch.qkv);
+    }
 
-    let layout = *kv.layout();
-    let attention_shape = Attention {
-        num_heads: shape.num_heads,
-        num_kv_heads: shape.num_kv_heads,
-        head_dim: shape.head_dim,
-        scale: layer.attention_scale,
-        window: layer.window,
-        token_stride: layout.token_bytes() / size_of::<f32>(),
-        keys_offset: layout.keys_offset(layer_idx) / size_of::<f32>(),
-        values_offset: layout.values_offset(layer_idx) / size_of::<f32>(),
-    };
-    let sequences = batch.sequences.iter().map(|sequence| {
-        let num_queries = sequence.tokens.len();
-        let slot = kv.slot_bytes(sequence.slot, sequence.context_len + num_queries)?;
-        let slot = bytemuck::try_cast_slice(slot).map_err(|_| Error::Slot)?;
-        Ok(AttentionSequence { slot, num_queries })
-    });
-    let sequences = sequences.collect::<Result<Vec<_>, Error>>()?;
-    let query_stride = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
-    attention(&attention_shape, &sequences, &scratch.qkv, query_stride, &mut scratch.attention);
+    /// Goes on with the wanted rows only: in the last layer the others have done their part with their keys and values.
+    /// Of a prompt that is one row of many.
+    fn keep_wanted(&mut self) {
+        let Self { model, batch, scratch, num_queries } = self;
+        let mut end = 0;
+        let rows = batch.sequences.iter().flat_map(|sequence| {
+            end += sequence.tokens.len();
+            end - num_wanted(sequence)..end
+        });
+        scratch.keep(&model.shape, rows);
+        *num_queries = num_wanted;
+    }
 
-    apply(&layer.attention_output, &scratch.attention, &mut scratch.normed);
-    add_assign(&mut scratch.hidden, &scratch.normed);
-    Ok(())
+    /// hidden += output(attention(qkv)).
+    fn attend(
+        &mut self,
+        layer: &Layer<Matrix>,
+        layer_idx: usize,
+        kv: &KvCache<LinuxMemory>,
+    ) -> Result<(), Error> {
+        let Self { model, batch, scratch, num_queries } = self;
+        let (shape, layout) = (&model.shape, kv.layout());
+        let attention_shape = Attention {
+            num_heads: shape.num_heads,
+            num_kv_heads: shape.num_kv_heads,
+            head_dim: shape.head_dim,
+            scale: layer.attention_scale,
+            window: layer.window,
+            token_stride: layout.token_bytes() / size_of::<f32>(),
+            keys_offset: layout.keys_offset(layer_idx) / size_of::<f32>(),
+            values_offset: layout.values_offset(layer_idx) / size_of::<f32>(),
+        };
+        let sequences = batch.sequences.iter().map(|sequence| {
+            let slot = kv.slot_bytes(sequence.slot, sequence.context_len + sequence.tokens.len())?;
+            let slot = bytemuck::try_cast_slice(slot).map_err(|_| Error::Slot)?;
+            Ok(AttentionSequence { slot, num_queries: num_queries(sequence) })
+        });
+        let sequences = sequences.collect::<Result<Vec<_>, Error>>()?;
+        let query_stride = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
+        attention(&attention_shape, &sequences, &scratch.qkv, query_stride, &mut scratch.attention);
+        apply(&layer.attention_output, &scratch.attention, &mut scratch.normed);
+        add_assign(&mut scratch.hidden, &scratch.normed);
+        Ok(())
+    }
+
+    /// hidden += down(f(up(norm(hidden)))).
+    fn feed_forward(&mut self, layer: &Layer<Matrix>) {
+        let Self { model, scratch, .. } = self;
+        let shape = &model.shape;
+        norm(&layer.feed_forward_norm, shape.norm_eps, &scratch.hidden, &mut scratch.normed);
+        apply(&layer.up, &scratch.normed, &mut scratch.up);
+        let activation = activation(shape.activation);
+        let inner = match shape.feed_forward {
+            FeedForward::Plain => {
+                activate(activation, &mut scratch.up);
+                &scratch.up
+            }
+            FeedForward::Gated => {
+                activate_gated(activation, &scratch.up, shape.intermediate_size, &mut scratch.gated);
+                &scratch.gated
+            }
+        };
+        apply(&layer.down, inner, &mut scratch.normed);
+        add_assign(&mut scratch.hidden, &scratch.normed);
+    }
 }
 
 /// Norms (where the model does) and turns queries and keys in place.
@@ -138,25 +191,6 @@ fn store(
         }
     }
     Ok(())
-}
-
-/// hidden += down(f(up(norm(hidden)))).
-fn feed_forward(shape: &Shape, layer: &Layer<Matrix>, scratch: &mut Scratch) {
-    norm(&layer.feed_forward_norm, shape.norm_eps, &scratch.hidden, &mut scratch.normed);
-    apply(&layer.up, &scratch.normed, &mut scratch.up);
-    let activation = activation(shape.activation);
-    let inner = match shape.feed_forward {
-        FeedForward::Plain => {
-            activate(activation, &mut scratch.up);
-            &scratch.up
-        }
-        FeedForward::Gated => {
-            activate_gated(activation, &scratch.up, shape.intermediate_size, &mut scratch.gated);
-            &scratch.gated
-        }
-    };
-    apply(&layer.down, inner, &mut scratch.normed);
-    add_assign(&mut scratch.hidden, &scratch.normed);
 }
 
 fn activation(activation: fused_checkpoint::Activation) -> fused_kernels::Activation {

@@ -2,7 +2,7 @@ use fused_kernels::{Matrix, linear};
 use fused_vocabulary::TokenId;
 use rayon::prelude::*;
 
-use super::batch::Batch;
+use super::batch::{Batch, num_wanted};
 use super::forward::norm;
 use super::scratch::Scratch;
 use crate::model::Model;
@@ -65,11 +65,12 @@ impl Wanted<'_> {
     }
 }
 
+/// The rows of `scratch.hidden` that logits are wanted of.
 fn wanted<'a>(batch: &Batch<'a>) -> Vec<Wanted<'a>> {
     let mut wanted = Vec::with_capacity(batch.sequences.len());
     let mut first_row = 0;
     for (sequence_idx, sequence) in batch.sequences.iter().enumerate() {
-        let rows = first_row..first_row + sequence.tokens.len();
+        let rows = first_row..first_row + num_wanted(sequence);
         if let Some(prompt) = &sequence.prompt_logprobs {
             wanted.extend(rows.clone().zip(prompt.targets).map(|(row, &target)| {
                 let purpose = Purpose::PromptLogprobs { target, num_top: prompt.num_top };

@@ -28,25 +28,44 @@ pub(super) struct Scratch {
 impl Scratch {
     /// Makes room for a batch of rows.
     pub(super) fn resize(&mut self, shape: &Shape, positions: &Positions, num_rows: usize) {
-        let num_heads = shape.num_heads + 2 * shape.num_kv_heads;
-        let (up_width, gated_width) = match shape.feed_forward {
-            FeedForward::Plain => (shape.intermediate_size, 0),
-            FeedForward::Gated => (2 * shape.intermediate_size, shape.intermediate_size),
-        };
         let angles_width = match positions {
             Positions::Learned(_) => 0,
             Positions::Rotary(frequencies) => 2 * frequencies.len(),
         };
-        for (buffer, width) in [
-            (&mut self.hidden, shape.hidden_size),
-            (&mut self.normed, shape.hidden_size),
-            (&mut self.qkv, num_heads * shape.head_dim),
-            (&mut self.attention, shape.num_heads * shape.head_dim),
-            (&mut self.up, up_width),
-            (&mut self.gated, gated_width),
-            (&mut self.angles, angles_width),
-        ] {
-            buffer.resize(num_rows * width, 0.0);
-        }
+        self.angles.resize(num_rows * angles_width, 0.0);
+        self.hidden.resize(num_rows * shape.hidden_size, 0.0);
+        self.qkv.resize(num_rows * qkv_width(shape), 0.0);
+        self.resize_inner(shape, num_rows);
     }
+
+    /// Goes on with some rows of `hidden` and `qkv`, in ascending order.
+    pub(super) fn keep(&mut self, shape: &Shape, rows: impl Iterator<Item = usize>) {
+        let mut num_kept = 0;
+        for row in rows {
+            for (buffer, width) in [(&mut self.hidden, shape.hidden_size), (&mut self.qkv, qkv_width(shape))]
+            {
+                buffer.copy_within(row * width..(row + 1) * width, num_kept * width);
+            }
+            num_kept += 1;
+        }
+        self.hidden.truncate(num_kept * shape.hidden_size);
+        self.qkv.truncate(num_kept * qkv_width(shape));
+        self.resize_inner(shape, num_kept);
+    }
+
+    /// What is written before it is read in every layer.
+    fn resize_inner(&mut self, shape: &Shape, num_rows: usize) {
+        let (up_width, gated_width) = match shape.feed_forward {
+            FeedForward::Plain => (shape.intermediate_size, 0),
+            FeedForward::Gated => (2 * shape.intermediate_size, shape.intermediate_size),
+        };
+        self.normed.resize(num_rows * shape.hidden_size, 0.0);
+        self.attention.resize(num_rows * shape.num_heads * shape.head_dim, 0.0);
+        self.up.resize(num_rows * up_width, 0.0);
+        self.gated.resize(num_rows * gated_width, 0.0);
+    }
+}
+
+fn qkv_width(shape: &Shape) -> usize {
+    (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
 }

@@ -88,8 +88,14 @@ impl Machine {
         &self.runner.scratch.logits[idx * vocab_size..][..vocab_size]
     }
 
-    /// Runs a prompt in chunks of so many tokens; its log-probabilities, then the logits after its last token.
-    fn prefill(&mut self, prompt: &[TokenId], chunk: usize) -> (Vec<TokenLogprobs>, Vec<f32>) {
+    /// Runs a prompt in chunks of so many tokens; its log-probabilities, where `num_top` of them are asked for, and the
+    /// logits after its last token.
+    fn prefill(
+        &mut self,
+        prompt: &[TokenId],
+        chunk: usize,
+        num_top: Option<u32>,
+    ) -> (Vec<TokenLogprobs>, Vec<f32>) {
         let slot = self.kv.acquire(0).unwrap();
         let mut logprobs = Vec::new();
         for (idx, tokens) in prompt.chunks(chunk).enumerate() {
@@ -102,7 +108,7 @@ impl Machine {
                 context_len,
                 tokens,
                 sample: (end == prompt.len()).then_some(GREEDY_STEP),
-                prompt_logprobs: Some(PromptLogprobStep { targets, num_top: 2 }),
+                prompt_logprobs: num_top.map(|num_top| PromptLogprobStep { targets, num_top }),
             };
             let outputs = self.runner.step(&[step], &mut self.kv).unwrap();
             assert_eq!(outputs[0].sampled.is_some(), end == prompt.len());
@@ -195,10 +201,14 @@ fn a_prompt_in_chunks_is_the_same_as_the_prompt_whole() {
         let shape = *machine.runner.shape();
         let mut prompt = long_prompt(shape.vocab_size);
         prompt.truncate(shape.max_positions);
-        let whole = machine.prefill(&prompt, prompt.len());
-        assert_eq!(whole.0.len(), prompt.len() - 1);
-        for chunk in [1, 7, 64] {
-            assert_eq!(machine.prefill(&prompt, chunk), whole, "{model} in chunks of {chunk}");
+        let (logprobs, logits) = machine.prefill(&prompt, prompt.len(), Some(2));
+        assert_eq!(logprobs.len(), prompt.len() - 1);
+        for chunk in [1, 7, 64, prompt.len()] {
+            let with_logprobs = machine.prefill(&prompt, chunk, Some(2));
+            assert_eq!(with_logprobs.0, logprobs, "{model} in chunks of {chunk}");
+            assert_eq!(with_logprobs.1, logits, "{model} in chunks of {chunk}");
+            // Without them most rows end before the last layer does.
+            assert_eq!(machine.prefill(&prompt, chunk, None).1, logits, "{model} in chunks of {chunk}");
         }
     }
 }
@@ -263,7 +273,7 @@ fn logits_that_are_no_numbers_end_nothing() {
     if let model::Norm::Rms(weight) = &mut machine.runner.model.final_norm {
         weight.fill(f32::NAN);
     }
-    let (logprobs, logits) = machine.prefill(&[TokenId(3); 40], 40);
+    let (logprobs, logits) = machine.prefill(&[TokenId(3); 40], 40, Some(1));
     assert_eq!(logprobs.len(), 39);
     assert_eq!(logits.len(), 128);
 }
