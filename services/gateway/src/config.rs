@@ -21,6 +21,9 @@ pub struct Config {
     pub max_requests_in_flight: usize,
     /// The largest request body.
     pub max_body_bytes: usize,
+    /// What the bodies of all requests may take together; one more is refused with 429. A body counts until its request
+    /// has been answered, because what is made of it lives as long.
+    pub max_buffered_bytes: usize,
     /// How long a client may take to send its body.
     pub body_read_timeout: Duration,
     /// How long a request may take in all; travels with it to the engine.
@@ -40,6 +43,7 @@ impl Default for Config {
             allowed_origins: Vec::new(),
             max_requests_in_flight: 1024,
             max_body_bytes: 4 << 20,
+            max_buffered_bytes: 256 << 20,
             body_read_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(30 * 60),
             keep_alive_interval: Duration::from_secs(15),
@@ -56,6 +60,7 @@ impl fmt::Debug for Config {
             .field("allowed_origins", &self.allowed_origins)
             .field("max_requests_in_flight", &self.max_requests_in_flight)
             .field("max_body_bytes", &self.max_body_bytes)
+            .field("max_buffered_bytes", &self.max_buffered_bytes)
             .field("body_read_timeout", &self.body_read_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("keep_alive_interval", &self.keep_alive_interval)

@@ -36,7 +36,7 @@ impl Gateway {
         events::describe();
         let backend = Backend::new(text);
         lifecycle.spawn("gateway.readiness", backend.clone().watch(lifecycle.stopped()));
-        let admission = Admission::new(config.max_requests_in_flight, lifecycle.clone());
+        let admission = Admission::new(&config, lifecycle.clone());
         let lifecycle = lifecycle.clone();
         Self { shared: Arc::new(Shared { config, backend, admission, lifecycle }) }
     }

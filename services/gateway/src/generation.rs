@@ -11,12 +11,14 @@ use fused_proto::text::v1::{
 };
 use fused_status::Error;
 use futures_util::stream::{BoxStream, SelectAll, select_all, try_unfold};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use tonic::Streaming;
 use tonic::transport::Channel;
 
+use crate::admission::Share;
 use crate::backend::traced;
 use crate::error::Fault;
+use crate::field_names::FieldNames;
 
 /// One message of one prompt's call.
 #[derive(Debug)]
@@ -29,16 +31,23 @@ pub(crate) struct Answer {
 pub(crate) struct Generation {
     answers: SelectAll<BoxStream<'static, Result<Answer, Error>>>,
     first: Option<Answer>,
+    /// The memory of the request, which its calls hold on to.
+    _share: Share,
 }
 
 impl Generation {
-    /// Starts one call a prompt, within the current span.
-    pub(crate) fn start(client: &TextGenerationClient<Channel>, requests: Vec<GenerateRequest>) -> Self {
-        let calls = requests
-            .into_iter()
-            .enumerate()
-            .map(|(prompt_idx, request)| answers(client.clone(), prompt_idx, traced(request)).boxed());
-        Self { answers: select_all(calls), first: None }
+    /// Starts one call a prompt, within the current span. Their errors name fields as the client does.
+    pub(crate) fn start(
+        client: &TextGenerationClient<Channel>,
+        requests: Vec<GenerateRequest>,
+        names: FieldNames,
+        share: Share,
+    ) -> Self {
+        let calls = requests.into_iter().enumerate().map(|(prompt_idx, request)| {
+            let answers = answers(client.clone(), prompt_idx, traced(request));
+            answers.map_err(move |error| names.rename(error)).boxed()
+        });
+        Self { answers: select_all(calls), first: None, _share: share }
     }
 
     /// Waits for the first answer, because a failure before it still has an HTTP status of its own; but no longer than

@@ -17,6 +17,7 @@ mod config;
 mod edge;
 mod error;
 mod events;
+mod field_names;
 mod fields;
 mod gateway;
 mod generation;

@@ -133,8 +133,6 @@ impl<A: Answers, C: Chunks> Stream for EventStream<A, C> {
         if this.has_ended {
             return Poll::Ready(None);
         }
-        let span = this.span.clone();
-        let _entered = span.enter();
         let written = this.write_ready(cx);
         if let Some(bytes) = this.events.take() {
             this.await_silence();
@@ -171,7 +169,8 @@ impl<A: Answers, C: Chunks> EventStream<A, C> {
             };
             if let Err(error) = written {
                 self.has_ended = true;
-                self.events.error(&error);
+                // Entered for what is logged, not for every write: tokens have no span.
+                self.span.in_scope(|| self.events.error(&error));
                 self.answers.cancel();
             }
             if self.has_ended {
@@ -196,11 +195,13 @@ impl<A: Answers, C: Chunks> EventStream<A, C> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use fused_proto::text::v1::{FinishInfo, TextIncrement};
     use fused_status::Code;
     use tokio::sync::mpsc;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber, info_span};
 
     use super::*;
 
@@ -320,5 +321,61 @@ mod tests {
         }
         rig.sender.send(text("a")).await.unwrap();
         assert_eq!(next(&mut rig).await.unwrap(), "data: \"a\"\n\n");
+    }
+
+    /// Counts what is done to spans.
+    #[derive(Clone, Default)]
+    struct Touches {
+        num_entered: Arc<AtomicUsize>,
+        num_cloned: Arc<AtomicUsize>,
+    }
+
+    impl Touches {
+        fn counts(&self) -> (usize, usize) {
+            (self.num_entered.load(Ordering::Acquire), self.num_cloned.load(Ordering::Acquire))
+        }
+    }
+
+    impl Subscriber for Touches {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, _: &Event<'_>) {}
+
+        fn enter(&self, _: &Id) {
+            self.num_entered.fetch_add(1, Ordering::AcqRel);
+        }
+
+        fn exit(&self, _: &Id) {}
+
+        fn clone_span(&self, id: &Id) -> Id {
+            self.num_cloned.fetch_add(1, Ordering::AcqRel);
+            id.clone()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_span_is_entered_for_an_error_and_not_for_a_token() {
+        let touches = Touches::default();
+        let _default = tracing::subscriber::set_default(touches.clone());
+        let mut rig = rig();
+        rig.stream.span = info_span!("request");
+        for _ in 0..3 {
+            rig.sender.send(text("a")).await.unwrap();
+            next(&mut rig).await.unwrap();
+        }
+        assert_eq!(touches.counts(), (0, 0));
+        rig.sender.send(Err(Error::new(Code::SlowReader, "too slow"))).await.unwrap();
+        next(&mut rig).await.unwrap();
+        assert_eq!(touches.counts(), (1, 0));
     }
 }

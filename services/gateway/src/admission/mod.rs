@@ -1,6 +1,8 @@
-//! The door: how many requests are inside, whether new ones are let in at all, and how large their bodies may be.
+//! The door: how many requests are inside, whether new ones are let in at all, how large their bodies may be, each and
+//! together.
 
 mod body;
+mod memory;
 
 use std::sync::Arc;
 
@@ -13,7 +15,11 @@ use fused_status::{Code, Error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use body::JsonBody;
+pub(crate) use memory::Share;
 
+use memory::BodyMemory;
+
+use crate::Config;
 use crate::edge::{Guard, Held};
 use crate::error::Result;
 use crate::events;
@@ -24,13 +30,15 @@ use crate::gateway::Shared;
 pub(crate) struct Admission {
     permits: Arc<Semaphore>,
     max_requests: usize,
+    body_memory: BodyMemory,
     lifecycle: Lifecycle,
 }
 
 impl Admission {
-    pub(crate) fn new(max_requests: usize, lifecycle: Lifecycle) -> Self {
-        let max_requests = max_requests.min(Semaphore::MAX_PERMITS);
-        Self { permits: Arc::new(Semaphore::new(max_requests)), max_requests, lifecycle }
+    pub(crate) fn new(config: &Config, lifecycle: Lifecycle) -> Self {
+        let max_requests = config.max_requests_in_flight.min(Semaphore::MAX_PERMITS);
+        let body_memory = BodyMemory::new(config.max_buffered_bytes);
+        Self { permits: Arc::new(Semaphore::new(max_requests)), max_requests, body_memory, lifecycle }
     }
 
     fn enter(&self) -> std::result::Result<InFlight, Error> {

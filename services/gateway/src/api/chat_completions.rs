@@ -18,6 +18,7 @@ use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
 use super::usage::{RunningUsage, Usage};
 use crate::admission::JsonBody;
 use crate::error;
+use crate::field_names::FieldNames;
 use crate::fields::Fields;
 use crate::gateway::Shared;
 use crate::generation::{Answer, Collected, Generation, choice_idx};
@@ -33,7 +34,7 @@ pub(super) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> error::Result<Response> {
-    let Request { parameters, prompt, num_logprobs, form } = Request::from_fields(body.fields()?)?;
+    let Request { parameters, prompt, num_logprobs, form, names } = Request::from_fields(body.fields()?)?;
     let model = shared.backend.model().await?;
     let call = parameters.request(Call {
         id: context.call_id(0),
@@ -42,7 +43,7 @@ pub(super) async fn create(
         echo: false,
         timeout: shared.config.request_timeout,
     });
-    let generation = Generation::start(&shared.backend.client(), vec![call]);
+    let generation = Generation::start(&shared.backend.client(), vec![call], names, body.into_share());
     match parameters.stream {
         Some(usage) => {
             let keep_alive = shared.config.keep_alive_interval;
@@ -64,6 +65,7 @@ struct Request {
     prompt: Prompt,
     num_logprobs: Option<u32>,
     form: Form,
+    names: FieldNames,
 }
 
 /// What the answer looks like.
@@ -81,7 +83,12 @@ impl Request {
         let mut parameters = Parameters::from_fields(fields)?;
         // Both are read, so that a wrong one is refused even where the other counts.
         let deprecated = fields.integer("max_tokens", 1..=MAX_U32)?;
-        parameters.limit_output(fields.integer("max_completion_tokens", 1..=MAX_U32)?.or(deprecated))?;
+        let max_tokens = fields.integer("max_completion_tokens", 1..=MAX_U32)?;
+        let names = FieldNames {
+            max_tokens: if max_tokens.is_some() { "max_completion_tokens" } else { "max_tokens" },
+            ..FieldNames::CHAT
+        };
+        parameters.limit_output(max_tokens.or(deprecated))?;
         let num_logprobs = num_logprobs(fields)?;
         let chat = chat(fields)?;
         let add_special_tokens = fields.take("add_special_tokens")?;
@@ -92,7 +99,7 @@ impl Request {
             has_token_ids: parameters.returns_token_ids,
         };
         let prompt = Prompt { prompt: Some(PromptKind::Chat(chat)), add_special_tokens };
-        Ok(Self { parameters, prompt, num_logprobs, form })
+        Ok(Self { parameters, prompt, num_logprobs, form, names })
     }
 }
 

@@ -14,10 +14,11 @@ use super::envelope::{Envelope, Names};
 use super::finish::{Finish, StopReason};
 use super::logprobs::CompletionLogprobs;
 use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
-use super::prompts::prompts;
+use super::prompts::{most_tokens, prompts};
 use super::usage::{RunningUsage, Usage};
 use crate::admission::JsonBody;
 use crate::error;
+use crate::field_names::FieldNames;
 use crate::fields::{Fields, unsupported};
 use crate::gateway::Shared;
 use crate::generation::{Answer, Collected, Generation, choice_idx};
@@ -28,6 +29,9 @@ const NAMES: Names = Names { id_prefix: "cmpl", object: "text_completion" };
 const DEFAULT_MAX_TOKENS: u32 = 16;
 /// Of all prompts together: what one request may put into the engine's queue.
 const MAX_SEQUENCES: usize = 1024;
+/// Of all echoed prompts together, once a choice: each takes about a hundred bytes here and in the answer, so that a
+/// small body could ask for gigabytes.
+const MAX_ECHOED_LOGPROBS: usize = 1 << 22;
 
 /// `POST /v1/completions`.
 pub(super) async fn create(
@@ -49,7 +53,8 @@ pub(super) async fn create(
             timeout: shared.config.request_timeout,
         })
     });
-    let generation = Generation::start(&shared.backend.client(), calls.collect());
+    let client = shared.backend.client();
+    let generation = Generation::start(&client, calls.collect(), FieldNames::COMPLETIONS, body.into_share());
     match parameters.stream {
         Some(usage) => {
             let keep_alive = shared.config.keep_alive_interval;
@@ -94,6 +99,9 @@ impl Request {
         let num_logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
         let prompts = prompts(fields)?;
         check_count(prompts.len(), max_prompts, parameters.num_sequences)?;
+        if let Some(num_logprobs) = num_logprobs.filter(|_| has_echo) {
+            check_echoed_logprobs(&prompts, parameters.num_sequences, num_logprobs)?;
+        }
         let add_special_tokens = fields.take("add_special_tokens")?;
         ignore_rest(fields);
         let form = Form {
@@ -125,6 +133,19 @@ fn check_count(num_prompts: usize, max_prompts: usize, num_sequences: u32) -> Re
             MAX_SEQUENCES / num_prompts
         );
         return Err(Error::invalid("n", message));
+    }
+    Ok(())
+}
+
+fn check_echoed_logprobs(prompts: &[PromptKind], num_sequences: u32, num_logprobs: u32) -> Result<(), Error> {
+    let num_positions = prompts.iter().map(most_tokens).sum::<usize>().saturating_mul(num_sequences as usize);
+    let num_echoed = num_positions.saturating_mul(num_logprobs as usize + 1);
+    if num_echoed > MAX_ECHOED_LOGPROBS {
+        let message = format!(
+            "logprobs asks for up to {num_echoed} log-probabilities of echoed prompts, over {MAX_ECHOED_LOGPROBS}; lower \
+             logprobs or n, or send fewer or shorter prompts"
+        );
+        return Err(Error::invalid("logprobs", message));
     }
     Ok(())
 }

@@ -8,9 +8,12 @@ use serde::Serialize;
 use super::parameters::ignore_rest;
 use crate::admission::JsonBody;
 use crate::backend::traced;
-use crate::error::Result;
+use crate::error::{Failure, Result};
+use crate::field_names::FieldNames;
 use crate::fields::missing;
 use crate::gateway::Shared;
+
+const NAMES: FieldNames = FieldNames { prompt: "tokens", ..FieldNames::COMPLETIONS };
 
 /// The text of token ids.
 #[derive(Serialize)]
@@ -30,6 +33,7 @@ pub(super) async fn detokenize(
         skip_special_tokens: fields.take("skip_special_tokens")?,
     });
     ignore_rest(&mut fields);
-    let detokenized = shared.backend.client().detokenize(request).await?.into_inner();
+    let answered = shared.backend.client().detokenize(request).await;
+    let detokenized = answered.map_err(|status| Failure(NAMES.rename(status.into())))?.into_inner();
     Ok(Json(Detokenized { prompt: detokenized.text.unwrap_or_default() }))
 }

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use fused_status::{Code, Error};
 use serde::Serialize;
 
 use crate::backend::Model;
@@ -46,8 +48,12 @@ pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<List<
 /// `GET /v1/models/{id}`. The text service says which names it knows.
 pub(super) async fn retrieve(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    id: std::result::Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelObject>> {
+    let Path(id) = id.map_err(|rejection| {
+        let message = "no model has a name that is not UTF-8";
+        Error::new(Code::ModelNotFound, message).with_param("model").with_cause(&rejection)
+    })?;
     let model = shared.backend.ask_model(Some(id)).await?;
     Ok(Json(ModelObject::from(&model)))
 }

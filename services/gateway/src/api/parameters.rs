@@ -19,6 +19,11 @@ pub(super) const MAX_LOGPROBS: i64 = 20;
 pub(super) const MAX_U32: i64 = u32::MAX as i64;
 const MAX_SEQUENCES_PER_PROMPT: i64 = 128;
 const MAX_STOP_STRINGS: usize = 64;
+/// Of all stop strings together.
+const MAX_STOP_BYTES: usize = 4096;
+// These two go with every prompt's call, and are checked for every token.
+const MAX_STOP_TOKEN_IDS: usize = 256;
+const MAX_BIASES: usize = 1024;
 const MAX_BIAS: f64 = 100.0;
 
 /// Fields that change nothing here: labels, hints, and what is about who pays.
@@ -99,7 +104,7 @@ impl Parameters {
             stopping: StoppingParams {
                 max_tokens: None,
                 min_tokens: fields.integer("min_tokens", 0..=MAX_U32)?,
-                stop_token_ids: fields.array("stop_token_ids")?.unwrap_or_default(),
+                stop_token_ids: stop_token_ids(fields)?,
                 ignore_eos: fields.take("ignore_eos")?,
             },
             stop: StopStrings {
@@ -200,6 +205,7 @@ fn logit_bias(fields: &mut Fields<'_>) -> Result<HashMap<u32, f32>, Error> {
     let Some(value) = fields.raw(NAME) else { return Ok(HashMap::new()) };
     let by_key: HashMap<String, &RawValue> =
         serde_json::from_str(value.get()).map_err(|_| wrong(NAME, "an object", value))?;
+    at_most(NAME, by_key.len(), MAX_BIASES, "entries")?;
     let mut biases = HashMap::with_capacity(by_key.len());
     for (key, value) in by_key {
         let id: u32 = key.parse().map_err(|_| {
@@ -213,6 +219,13 @@ fn logit_bias(fields: &mut Fields<'_>) -> Result<HashMap<u32, f32>, Error> {
     Ok(biases)
 }
 
+fn stop_token_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, Error> {
+    const NAME: &str = "stop_token_ids";
+    let ids = fields.array(NAME)?.unwrap_or_default();
+    at_most(NAME, ids.len(), MAX_STOP_TOKEN_IDS, "token ids")?;
+    Ok(ids)
+}
+
 /// A string or an array of strings.
 fn stop_strings(fields: &mut Fields<'_>) -> Result<Vec<String>, Error> {
     const NAME: &str = "stop";
@@ -222,12 +235,17 @@ fn stop_strings(fields: &mut Fields<'_>) -> Result<Vec<String>, Error> {
         Some(b'[') => parse_array(NAME, value)?,
         _ => return Err(wrong(NAME, "a string or an array of strings", value)),
     };
-    if strings.len() > MAX_STOP_STRINGS {
-        let message = format!("{NAME} must have at most {MAX_STOP_STRINGS} strings, got {}", strings.len());
-        return Err(Error::invalid(NAME, message));
-    }
+    at_most(NAME, strings.len(), MAX_STOP_STRINGS, "strings")?;
+    at_most(NAME, strings.iter().map(String::len).sum(), MAX_STOP_BYTES, "bytes")?;
     if strings.iter().any(String::is_empty) {
         return Err(Error::invalid(NAME, format!("{NAME} must not contain an empty string")));
     }
     Ok(strings)
+}
+
+fn at_most(name: &str, num: usize, most: usize, what: &str) -> Result<(), Error> {
+    if num <= most {
+        return Ok(());
+    }
+    Err(Error::invalid(name, format!("{name} must have at most {most} {what}, got {num}")))
 }

@@ -24,6 +24,15 @@ pub(super) fn prompts(fields: &mut Fields<'_>) -> Result<Vec<Prompt>, Error> {
     }
 }
 
+/// At most how many tokens a prompt has: only the text service knows how many bytes make one.
+pub(super) fn most_tokens(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::TokenIds(tokens) => tokens.ids.len(),
+        Prompt::Chat(chat) => chat.messages_json.iter().map(String::len).sum(),
+    }
+}
+
 enum Shape {
     Text,
     Texts,

@@ -10,7 +10,8 @@ use super::conversation::chat;
 use super::parameters::ignore_rest;
 use crate::admission::JsonBody;
 use crate::backend::traced;
-use crate::error::Result;
+use crate::error::{Failure, Result};
+use crate::field_names::FieldNames;
 use crate::fields::missing;
 use crate::gateway::Shared;
 
@@ -31,9 +32,9 @@ pub(super) struct Tokenized {
 pub(super) async fn tokenize(State(shared): State<Arc<Shared>>, body: JsonBody) -> Result<Json<Tokenized>> {
     let mut fields = body.fields()?;
     let model = fields.take("model")?;
-    let prompt = match fields.take("prompt")? {
-        Some(text) => PromptKind::Text(text),
-        None if fields.has("messages") => PromptKind::Chat(chat(&mut fields)?),
+    let (prompt, names) = match fields.take("prompt")? {
+        Some(text) => (PromptKind::Text(text), FieldNames::COMPLETIONS),
+        None if fields.has("messages") => (PromptKind::Chat(chat(&mut fields)?), FieldNames::CHAT),
         None => return Err(missing("prompt").into()),
     };
     let add_special_tokens = fields.take("add_special_tokens")?;
@@ -44,7 +45,8 @@ pub(super) async fn tokenize(State(shared): State<Arc<Shared>>, body: JsonBody) 
         prompt: Some(Prompt { prompt: Some(prompt), add_special_tokens }),
         return_token_texts: Some(has_strings),
     });
-    let tokenized = shared.backend.client().tokenize(request).await?.into_inner();
+    let answered = shared.backend.client().tokenize(request).await;
+    let tokenized = answered.map_err(|status| Failure(names.rename(status.into())))?.into_inner();
     Ok(Json(Tokenized {
         count: tokenized.token_ids.len(),
         max_model_len: tokenized.max_model_len,

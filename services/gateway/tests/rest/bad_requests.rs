@@ -261,6 +261,74 @@ async fn many_prompts_are_bounded() {
 }
 
 #[tokio::test]
+async fn what_goes_with_every_call_is_bounded() {
+    let rig = Rig::hello();
+    let list = |item: &str, num: usize| vec![item; num].join(",");
+    let biases = |num: usize| {
+        let entries: Vec<String> = (0..num).map(|id| format!(r#""{id}": 1"#)).collect();
+        entries.join(",")
+    };
+    for (field, largest, too_large, part) in [
+        (
+            "stop_token_ids",
+            format!("[{}]", list("1", 256)),
+            format!("[{}]", list("1", 257)),
+            "at most 256 token ids, got 257",
+        ),
+        (
+            "logit_bias",
+            format!("{{{}}}", biases(1024)),
+            format!("{{{}}}", biases(1025)),
+            "at most 1024 entries, got 1025",
+        ),
+        (
+            "stop",
+            format!("[{}]", list(&format!("{:?}", "x".repeat(512)), 8)),
+            format!("[{},\"y\"]", list(&format!("{:?}", "x".repeat(512)), 8)),
+            "at most 4096 bytes, got 4097",
+        ),
+    ] {
+        for (route, prompt) in
+            [(COMPLETIONS, r#""prompt": "a""#), (CHAT, r#""messages": [{"role": "user", "content": "a"}]"#)]
+        {
+            let body = |value: &str| format!("{{{prompt}, \"{field}\": {value}}}");
+            check(&rig.post(route, &body(&too_large)).await, 400, "invalid_argument", Some(field), part);
+            assert_eq!(rig.post(route, &body(&largest)).await.status, StatusCode::OK, "{field}");
+        }
+    }
+    assert_eq!(rig.fake.asked().len(), 6, "a refused request reached the text service");
+}
+
+#[tokio::test]
+async fn log_probabilities_of_echoed_prompts_are_bounded() {
+    let rig = Rig::hello();
+    let ask = |prompt: &str, rest: &str| format!(r#"{{"prompt": {prompt}, {rest}}}"#);
+    // Each prompt once a choice, each position once a log-probability: 2^17 * 16 * 2.
+    let text = format!("{:?}", "x".repeat(1 << 17));
+    let texts = format!("[{0}, {0}]", format_args!("{:?}", "x".repeat(1 << 16)));
+    let ids = format!("[{}]", vec!["1"; 1 << 17].join(","));
+    let largest = r#""echo": true, "n": 16, "logprobs": 1, "max_tokens": 0"#;
+    for prompt in [&text, &texts, &ids] {
+        assert_eq!(rig.post(COMPLETIONS, &ask(prompt, largest)).await.status, StatusCode::OK);
+        let num_asked = rig.fake.asked().len();
+        for rest in [
+            r#""echo": true, "n": 17, "logprobs": 1"#,
+            r#""echo": true, "n": 16, "logprobs": 2, "stream": true"#,
+        ] {
+            let reply = rig.post(COMPLETIONS, &ask(prompt, rest)).await;
+            check(&reply, 400, "invalid_argument", Some("logprobs"), "over 4194304");
+        }
+        assert_eq!(rig.fake.asked().len(), num_asked, "a refused request reached the text service");
+    }
+    let longer = format!("{:?}", "x".repeat((1 << 17) + 1));
+    let reply = rig.post(COMPLETIONS, &ask(&longer, largest)).await;
+    check(&reply, 400, "invalid_argument", Some("logprobs"), "up to 4194336");
+    // Without an echo a prompt has none.
+    let unechoed = ask(&text, r#""n": 17, "logprobs": 20"#);
+    assert_eq!(rig.post(COMPLETIONS, &unechoed).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn what_is_no_json_request_is_refused() {
     let rig = Rig::hello();
     let form =
@@ -325,6 +393,40 @@ async fn refusals_of_the_text_service_keep_their_code_and_field() {
                 assert_eq!(retry_after, code.retry_after_s().map(|seconds| seconds.to_string()));
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_field_that_is_refused_behind_has_the_name_that_was_sent() {
+    let completion = r#"{"prompt": "a"}"#;
+    let chat = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
+    let renewed_chat =
+        r#"{"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 9, "max_tokens": 8}"#;
+    let stream = |body: &str| body.replacen('{', r#"{"stream": true, "#, 1);
+    let (stream_completion, stream_chat) = (stream(completion), stream(chat));
+    for (route, body, theirs, ours) in [
+        (COMPLETIONS, completion, "num_sequences", "n"),
+        (COMPLETIONS, completion, "num_output", "logprobs"),
+        (COMPLETIONS, &*stream_completion, "num_prompt", "logprobs"),
+        (COMPLETIONS, completion, "strings", "stop"),
+        (COMPLETIONS, completion, "token_ids", "prompt"),
+        (COMPLETIONS, completion, "max_tokens", "max_tokens"),
+        (CHAT, chat, "num_sequences", "n"),
+        (CHAT, &*stream_chat, "num_output", "top_logprobs"),
+        (CHAT, chat, "prompt", "messages"),
+        (CHAT, chat, "messages[0].content", "messages[0].content"),
+        (CHAT, chat, "max_tokens", "max_tokens"),
+        (CHAT, renewed_chat, "max_tokens", "max_completion_tokens"),
+        ("/tokenize", completion, "text", "prompt"),
+        ("/tokenize", chat, "text", "messages"),
+        ("/detokenize", r#"{"tokens": [1]}"#, "token_ids", "tokens"),
+    ] {
+        let rig = Rig::new(
+            Config::default(),
+            Fake::refusing(Error::invalid(theirs, format!("{theirs} must be 1, got 2"))),
+        );
+        let message = format!("{ours} must be 1, got 2");
+        check(&rig.post(route, body).await, 400, "invalid_argument", Some(ours), &message);
     }
 }
 

@@ -77,6 +77,29 @@ async fn one_request_too_many_is_refused_until_one_ends() {
 }
 
 #[tokio::test]
+async fn bodies_are_held_within_a_bound_until_their_requests_end() {
+    let config = Config { max_buffered_bytes: 8 << 10, ..Config::default() };
+    let rig = Rig::new(config, Fake::new(endless));
+    let stream = format!(r#"{{"prompt": "{}", "stream": true}}"#, "a".repeat(5 << 10));
+    let text = format!(r#"{{"prompt": "{}"}}"#, "a".repeat(5 << 10));
+    let first = rig.begin(post(COMPLETIONS, &stream)).await;
+    assert_eq!(first.status(), StatusCode::OK);
+    for _ in 0..2 {
+        let refused = rig.post("/tokenize", &text).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.headers["retry-after"], "1");
+        let body = refused.json();
+        assert_eq!(body["error"]["code"], "queue_full");
+        assert!(body["error"]["message"].as_str().unwrap().contains("8192 bytes"), "{body}");
+    }
+    assert_eq!(rig.post("/tokenize", r#"{"prompt": "a"}"#).await.status, StatusCode::OK);
+    drop(first);
+    assert_eq!(rig.post("/tokenize", &text).await.status, StatusCode::OK);
+    let never = format!(r#"{{"prompt": "{}"}}"#, "a".repeat(8 << 10));
+    assert_eq!(rig.post("/tokenize", &never).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
 async fn cors_only_for_allowed_origins_and_without_a_key() {
     let preflight = |origin: &'static str| {
         Request::builder()

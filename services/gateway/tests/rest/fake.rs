@@ -39,6 +39,8 @@ type MakeScript = Arc<dyn Fn(&GenerateRequest) -> Script + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Fake {
     make_script: MakeScript,
+    /// What tokenizing and its reverse are answered with, where they are refused.
+    refusal: Option<Error>,
     asked: Arc<Mutex<Vec<GenerateRequest>>>,
     num_open: Arc<watch::Sender<usize>>,
 }
@@ -47,9 +49,22 @@ impl Fake {
     pub(crate) fn new(make_script: impl Fn(&GenerateRequest) -> Script + Send + Sync + 'static) -> Self {
         Self {
             make_script: Arc::new(make_script),
+            refusal: None,
             asked: Arc::default(),
             num_open: Arc::new(watch::Sender::new(0)),
         }
+    }
+
+    /// One that refuses every call.
+    pub(crate) fn refusing(error: Error) -> Self {
+        let refusal = Some(error);
+        let script = refusal.clone();
+        let refuse = move |_: &_| Script { refusal: script.clone(), messages: vec![], end: End::Whole };
+        Self { refusal, ..Self::new(refuse) }
+    }
+
+    fn refuse(&self) -> Result<(), Status> {
+        self.refusal.clone().map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// The calls so far.
@@ -113,6 +128,7 @@ impl TextGeneration for Fake {
         &self,
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
+        self.refuse()?;
         let has_texts = request.get_ref().return_token_texts();
         Ok(Response::new(TokenizeResponse {
             token_ids: vec![7, 8],
@@ -126,6 +142,7 @@ impl TextGeneration for Fake {
         &self,
         request: Request<DetokenizeRequest>,
     ) -> Result<Response<DetokenizeResponse>, Status> {
+        self.refuse()?;
         let text = format!("{:?}", request.get_ref().token_ids);
         Ok(Response::new(DetokenizeResponse { text: Some(text) }))
     }

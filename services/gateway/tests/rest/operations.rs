@@ -25,6 +25,13 @@ async fn models() {
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
     let error = &unknown.json()["error"];
     assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
+    for path in ["/v1/models/%FF", "/v1/models/org/%C3"] {
+        let unreadable = rig.get(path).await;
+        assert_eq!(unreadable.status, StatusCode::NOT_FOUND, "{path}: {}", unreadable.body);
+        assert_eq!(unreadable.headers["content-type"], "application/json");
+        let error = &unreadable.json()["error"];
+        assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
+    }
 }
 
 #[tokio::test]
