@@ -11,6 +11,9 @@ pub struct Config {
     pub max_waiting_texts: usize,
     /// The largest prompt text, after the chat template.
     pub max_prompt_bytes: usize,
+    /// Whether a request may bring a chat template of its own. A template is a program: whoever writes one can make a
+    /// short request cost much memory and time.
+    pub trust_request_chat_template: bool,
     /// How often every engine is asked for its model, which is also how soon a lost one is noticed as back.
     pub engine_check_interval: Duration,
 }
@@ -22,6 +25,7 @@ impl Default for Config {
             encode_threads: 2,
             max_waiting_texts: 1024,
             max_prompt_bytes: 4 << 20,
+            trust_request_chat_template: false,
             engine_check_interval: Duration::from_secs(1),
         }
     }

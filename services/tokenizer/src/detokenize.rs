@@ -51,6 +51,8 @@ pub(crate) struct Sequence {
     /// Bytes of text that have left.
     released_bytes: usize,
     waiting: VecDeque<Waiting>,
+    /// A token's text while it is looked at; kept, so that none is made for every token.
+    text: String,
     num_tokens: usize,
     num_base_tokens: usize,
 }
@@ -84,6 +86,7 @@ impl Sequence {
             decoded: Position { bytes: 0, chars: first_offset },
             released_bytes: 0,
             waiting: VecDeque::new(),
+            text: String::new(),
             num_tokens: 0,
             num_base_tokens: 0,
         }
@@ -99,10 +102,10 @@ impl Sequence {
         for token in tokens {
             self.num_tokens += 1;
             self.num_base_tokens += vocabulary.num_base_tokens(token.id);
-            let mut text = String::new();
-            self.decoder.push(vocabulary, token.id, &mut text);
+            self.text.clear();
+            self.decoder.push(vocabulary, token.id, &mut self.text);
             let (start, text_offset) = (self.decoded.bytes, self.decoded.chars);
-            let hit = self.advance(&text, &mut piece);
+            let hit = self.advance(&mut piece);
             let token = PlacedToken { token, text_offset };
             self.waiting.push_back(Waiting { token, start, end: self.decoded.bytes });
             if hit.is_some() {
@@ -117,9 +120,9 @@ impl Sequence {
     /// Ends the text: whatever was held back leaves. The end of a broken character may complete a stop string even now.
     pub(crate) fn finish(&mut self) -> (Piece, Option<String>) {
         let mut piece = Piece::default();
-        let mut text = String::new();
-        self.decoder.finish(&mut text);
-        let hit = self.advance(&text, &mut piece);
+        self.text.clear();
+        self.decoder.finish(&mut self.text);
+        let hit = self.advance(&mut piece);
         if hit.is_some() {
             self.release_before_cut(&mut piece);
         } else {
@@ -141,14 +144,15 @@ impl Sequence {
         self.num_base_tokens
     }
 
-    fn advance(&mut self, text: &str, piece: &mut Piece) -> Option<String> {
-        self.decoded.bytes += text.len();
-        self.decoded.chars += text.chars().count();
+    /// Takes the text that has just been decoded.
+    fn advance(&mut self, piece: &mut Piece) -> Option<String> {
+        self.decoded.bytes += self.text.len();
+        self.decoded.chars += self.text.chars().count();
         let num_before = piece.text.len();
         let hit = if self.num_tokens > self.min_tokens {
-            self.matcher.push(text, &mut piece.text)
+            self.matcher.push(&self.text, &mut piece.text)
         } else {
-            piece.text.push_str(text);
+            piece.text.push_str(&self.text);
             None
         };
         self.released_bytes += piece.text.len() - num_before;

@@ -102,8 +102,8 @@ pub(crate) fn readiness_changed(readiness: &Readiness) {
     }
 }
 
-/// A request goes to a second engine because the first one was lost before its first answer.
+/// A request goes to a second engine because the first one could not give a first answer.
 pub(crate) fn retried(engine: &str, error: &Error) {
     counter!("fused_tokenizer_engine_retries_total").increment(1);
-    warn!(engine, %error, detail = error.detail(), "engine lost before its first answer; trying another");
+    warn!(engine, %error, detail = error.detail(), "engine without a first answer; trying another");
 }

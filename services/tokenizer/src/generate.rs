@@ -97,7 +97,9 @@ pub(crate) async fn generate(
     };
     let ids = engine_request.prompt;
     let echoed = if request.echo || !answer.logprobs.is_empty() {
-        place_prompt(&core.vocabulary, &ids, answer.logprobs, request.special)?
+        let (vocabulary, ids) = (Arc::clone(&core.vocabulary), Arc::clone(&ids));
+        let place = move || place_prompt(&vocabulary, &ids, answer.logprobs, request.special);
+        within(request.deadline, core.pool.run(place)).await?
     } else {
         Piece::default()
     };
@@ -123,6 +125,7 @@ pub(crate) async fn generate(
         deadline: request.deadline,
         ready: VecDeque::from([Output::Prompt(prompt_output)]),
         usage,
+        span: Span::current(),
         _guard: guard,
         _in_flight: InFlight::begin(),
     })
@@ -156,6 +159,8 @@ pub(crate) struct Generation {
     deadline: Option<Instant>,
     ready: VecDeque<Output>,
     usage: Usage,
+    /// Entered where something is said of the request, not for every answer.
+    span: Span,
     _guard: RequestGuard,
     _in_flight: InFlight,
 }
@@ -169,6 +174,11 @@ impl Generation {
     /// The vocabulary of the tokens in its answers.
     pub(crate) fn vocabulary(&self) -> &Vocabulary {
         &self.core.vocabulary
+    }
+
+    /// The request's span.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     /// The next answer; none after the last, or after an error.
@@ -258,7 +268,7 @@ impl Generation {
                 usage.num_completion_tokens,
                 usage.num_prompt_base_tokens + usage.num_completion_base_tokens,
             );
-            Span::current().record("completion_tokens", usage.num_completion_tokens);
+            self.span.record("completion_tokens", usage.num_completion_tokens);
             self.ready.push_back(Output::Usage(usage));
             if self.num_at_engine > 0 {
                 // Ended here and not there: the engine stops when its stream is dropped.

@@ -4,7 +4,7 @@ use std::time::Instant;
 use fused_status::{Code, Error, Result};
 use fused_vocabulary::{SpecialTokens, TokenId, Vocabulary};
 
-use crate::chat_template::{ChatTemplates, Conversation};
+use crate::chat_template::{ChatRequest, ChatTemplates, Conversation};
 use crate::encode::EncodePool;
 use crate::events;
 use crate::special_tokens::Affixes;
@@ -27,7 +27,7 @@ pub(crate) struct TextPrompt {
 #[derive(Debug)]
 pub(crate) enum TextSource {
     Plain(String),
-    Chat(Box<Conversation>),
+    Chat(Box<ChatRequest>),
 }
 
 /// How many tokens a prompt may have.
@@ -60,7 +60,7 @@ pub(crate) struct PromptEncoder {
 }
 
 impl PromptEncoder {
-    /// Renders and encodes a prompt, on the pool where there is work to do.
+    /// Parses, renders and encodes a prompt, on the pool where there is work to do.
     pub(crate) async fn encode(
         self: &Arc<Self>,
         pool: &EncodePool,
@@ -80,12 +80,15 @@ impl PromptEncoder {
     }
 
     fn encode_text(&self, prompt: TextPrompt, limit: PromptLimit) -> Result<EncodedPrompt> {
-        let (text, param) = match &prompt.source {
-            TextSource::Plain(text) => (text.as_str(), "prompt"),
-            TextSource::Chat(conversation) => (&*self.templates.render(conversation)?, "messages"),
+        let is_chat = matches!(prompt.source, TextSource::Chat(_));
+        let (text, param) = match prompt.source {
+            TextSource::Plain(text) => (text, "prompt"),
+            TextSource::Chat(request) => {
+                (self.templates.render(&Conversation::try_from(*request)?)?, "messages")
+            }
         };
-        self.check_bytes(text, limit).map_err(|error| error.with_param(param))?;
-        let encoding = self.vocabulary.encode(text, SpecialTokens::Omit).map_err(|error| {
+        self.check_bytes(&text, limit).map_err(|error| error.with_param(param))?;
+        let encoding = self.vocabulary.encode(&text, SpecialTokens::Omit).map_err(|error| {
             Error::invalid(param, "the tokenizer cannot encode this text").with_cause(&error)
         })?;
         let mut ids = encoding.ids;
@@ -94,8 +97,7 @@ impl PromptEncoder {
             self.affixes.wrap(&mut ids);
         }
         let num_base_tokens = encoding.num_base_tokens + ids.len() - num_bare;
-        let rendered = matches!(prompt.source, TextSource::Chat(_)).then(|| text.to_owned());
-        let encoded = EncodedPrompt { ids, num_base_tokens, rendered };
+        let encoded = EncodedPrompt { ids, num_base_tokens, rendered: is_chat.then_some(text) };
         self.apply(limit, encoded).map_err(|error| error.with_param(param))
     }
 

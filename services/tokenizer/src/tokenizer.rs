@@ -9,7 +9,7 @@ use fused_transport::MAX_MESSAGE_BYTES;
 use fused_vocabulary::{PatchVocabulary, Vocabulary};
 use tokio::sync::watch;
 
-use crate::chat_template::ChatTemplates;
+use crate::chat_template::{ChatTemplates, RequestTemplates};
 use crate::encode::EncodePool;
 use crate::engines::{EngineEndpoint, Fleet, Readiness};
 use crate::prompt::PromptEncoder;
@@ -50,9 +50,14 @@ impl Tokenizer {
         let json = files.read("tokenizer.json")?.ok_or(Error::NoTokenizer)?;
         let vocabulary = Arc::new(Vocabulary::load(&json, patch)?);
         let tokenizer_config = TokenizerConfig::load(files)?;
+        let request_templates = if config.trust_request_chat_template {
+            RequestTemplates::Rendered
+        } else {
+            RequestTemplates::Refused
+        };
         let encoder = PromptEncoder {
             vocabulary: Arc::clone(&vocabulary),
-            templates: ChatTemplates::load(&tokenizer_config),
+            templates: ChatTemplates::load(&tokenizer_config, request_templates),
             affixes: Affixes::load(&vocabulary, &tokenizer_config)?,
             max_prompt_bytes: config.max_prompt_bytes,
         };

@@ -25,7 +25,7 @@ pub(super) struct Arrival {
     pub(super) request: ValidGenerateRequest,
     pub(super) events: EventSender,
     pub(super) arrived: Instant,
-    /// A place in the queue; given back when the request is first scheduled.
+    /// A place in the queue; given back when the request is scheduled with its whole prompt.
     pub(super) place: OwnedSemaphorePermit,
 }
 

@@ -290,7 +290,8 @@ fn not_sent(error: NotSent) -> Error {
     }
 }
 
+/// The one request's misfortune, and the engine goes on: `Unavailable` would say that the engine does not.
 fn out_of_memory(error: &kv::Error) -> Error {
-    Error::new(Code::Unavailable, "no memory could be had for the request's keys and values; try again")
+    Error::new(Code::QueueFull, "no memory could be had for the request's keys and values; try again later")
         .with_cause(error)
 }

@@ -17,7 +17,8 @@ pub(super) struct Request {
     pub(super) events: EventSender,
     pub(super) arrived: Instant,
     pub(super) deadline: Option<Instant>,
-    /// Its place in the queue, until it is first scheduled.
+    /// Its place in the queue, until it is scheduled with its whole prompt: before that it may lose its slot to others, and
+    /// the queue is what bounds those who wait.
     place: Option<OwnedSemaphorePermit>,
     prompt: Vec<TokenId>,
     /// Known once the prompt is complete.
@@ -147,7 +148,9 @@ impl Request {
 
     /// Notes that a sequence runs in this step. Returns how long it has waited, if this is the first time.
     pub(super) fn note_scheduled(&mut self, sequence_idx: u32, now: Instant) -> Option<Duration> {
-        self.place = None;
+        if self.max_tokens.is_some() {
+            self.place = None;
+        }
         let sequence = self.sequences.get_mut(sequence_idx as usize)?;
         if sequence.has_run() {
             return None;

@@ -134,7 +134,7 @@ impl<M: VirtualMemory> KvCache<M> {
                 let page = self.take_page(slot)?;
                 self.map_page(slot, page)?;
             }
-            self.map_ahead(slot)?;
+            self.map_ahead(slot);
         }
         self.slots[slot.idx()].state = State::Live { num_tokens };
         Ok(())
@@ -224,19 +224,21 @@ impl<M: VirtualMemory> KvCache<M> {
         }
     }
 
-    fn map_ahead(&mut self, slot: SlotId) -> Result<(), Error> {
+    /// Nobody needs these pages, so no error either: whoever does need one says why there is none.
+    fn map_ahead(&mut self, slot: SlotId) {
         let most = self.pages_for(self.size.max_model_len);
         for _ in 0..NUM_PAGES_AHEAD {
             if self.slots[slot.idx()].pages.len() == most {
                 break;
             }
-            // No need, so no error either: whoever does need a page says why there is none.
             let Ok(Some(page)) = self.free_page() else { break };
-            self.map_page(slot, page)?;
+            if self.map_page(slot, page).is_err() {
+                break;
+            }
         }
-        Ok(())
     }
 
+    /// Maps a page behind the slot's others. Where that fails the page is free again.
     fn map_page(&mut self, slot: SlotId, page: HandleId) -> Result<(), Error> {
         let page_bytes = self.memory.page_bytes();
         let Slot { range, pages, .. } = &mut self.slots[slot.idx()];

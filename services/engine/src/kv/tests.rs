@@ -1,4 +1,6 @@
-use fused_virtual_memory::{LinuxMemory, SimulatedMemory};
+use fused_virtual_memory::{
+    Access, Error as MemoryError, HandleId, LinuxMemory, RangeId, SimulatedMemory, VirtualMemory,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -122,6 +124,68 @@ fn a_machine_with_less_memory_than_the_pool_is_an_error_and_no_loss() {
     kv.release(slot);
     let other = kv.acquire(20).unwrap();
     kv.ensure(other, 8).unwrap();
+}
+
+/// A system that maps so many pages and no more.
+struct FewMappings {
+    memory: SimulatedMemory,
+    num_left: usize,
+}
+
+impl VirtualMemory for FewMappings {
+    fn page_bytes(&self) -> usize {
+        self.memory.page_bytes()
+    }
+
+    fn reserve(&mut self, len: usize) -> Result<RangeId, MemoryError> {
+        self.memory.reserve(len)
+    }
+
+    fn create(&mut self, len: usize) -> Result<HandleId, MemoryError> {
+        self.memory.create(len)
+    }
+
+    fn map(&mut self, range: RangeId, offset: usize, handle: HandleId) -> Result<(), MemoryError> {
+        self.num_left = self.num_left.checked_sub(1).ok_or(MemoryError::TooManyMappings { limit: 0 })?;
+        self.memory.map(range, offset, handle)
+    }
+
+    fn set_access(
+        &mut self,
+        range: RangeId,
+        offset: usize,
+        len: usize,
+        access: Access,
+    ) -> Result<(), MemoryError> {
+        self.memory.set_access(range, offset, len, access)
+    }
+
+    fn unmap(&mut self, range: RangeId, offset: usize, len: usize) -> Result<(), MemoryError> {
+        self.memory.unmap(range, offset, len)
+    }
+
+    fn release(&mut self, handle: HandleId) -> Result<(), MemoryError> {
+        self.memory.release(handle)
+    }
+
+    fn free(&mut self, range: RangeId) -> Result<(), MemoryError> {
+        self.memory.free(range)
+    }
+}
+
+#[test]
+fn pages_ahead_that_cannot_be_mapped_are_no_error_and_no_loss() {
+    let memory = FewMappings { memory: SimulatedMemory::new(PAGE, 8 * PAGE).unwrap(), num_left: 2 };
+    let size = KvSize { num_slots: 2, max_model_len: MAX_MODEL_LEN, pool_bytes: 8 * PAGE };
+    let mut kv = KvCache::new(memory, LAYOUT, size).unwrap();
+    let slot = kv.acquire(1).unwrap();
+    kv.ensure(slot, 1).unwrap();
+    assert!(kv.is_consistent());
+    let stats = kv.stats();
+    assert_eq!((stats.mapped_bytes, stats.free_bytes), (2 * PAGE, 6 * PAGE), "one ahead, not two");
+    kv.ensure(slot, 5).unwrap();
+    assert!(matches!(kv.ensure(slot, 6), Err(Error::Memory(MemoryError::TooManyMappings { .. }))));
+    assert!(kv.is_consistent());
 }
 
 #[test]

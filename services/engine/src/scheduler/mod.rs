@@ -3,11 +3,13 @@
 //! Every step has a budget of tokens. Running decodes come first, one token each; then the prompts being prefilled, in
 //! chunks of what the budget leaves; then waiting sequences, as long as slots and memory last. So a long prompt never
 //! holds up a decode. Pure: no clock, no I/O, no randomness; plain numbers in, a plan out. Arrival decides all order, and
-//! where memory runs short the youngest gives way.
+//! where memory runs short the youngest gives way; before it, and also where slots run short, those whose prompt does not
+//! come on.
 
 mod progress;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +17,7 @@ use fused_virtual_memory::VirtualMemory;
 
 use crate::kv::{self, KvCache, SlotId};
 use progress::{Progress, Running};
+use waiting::Waiting;
 
 /// Which sequence; ordered by arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,11 +60,11 @@ pub(crate) struct Scheduled {
     pub(crate) reaches_end: bool,
 }
 
-/// Two queues, waiting and running, both in order of arrival. A sequence is in one of them.
+/// Waiting and running sequences, both in order of arrival. A sequence is in one of them.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     token_budget: usize,
-    waiting: BTreeMap<SequenceId, Progress>,
+    waiting: Waiting,
     running: BTreeMap<SequenceId, Running>,
 }
 
@@ -69,7 +72,7 @@ impl Scheduler {
     /// `token_budget`: the most tokens of one step; at least the number of slots, so that no decode is ever left out and
     /// a prefill, which has a slot too, always gets some.
     pub(crate) fn new(token_budget: usize) -> Self {
-        Self { token_budget, waiting: BTreeMap::new(), running: BTreeMap::new() }
+        Self { token_budget, waiting: Waiting::default(), running: BTreeMap::new() }
     }
 
     /// Puts a sequence without tokens into the queue.
@@ -79,16 +82,12 @@ impl Scheduler {
 
     /// More tokens of a sequence are known: a chunk of its prompt, or one that was drawn.
     pub(crate) fn extend(&mut self, id: SequenceId, num_tokens: usize) {
-        if let Some(progress) = self.progress_mut(id) {
-            progress.num_tokens += num_tokens;
-        }
+        self.update(id, |progress| progress.num_tokens += num_tokens);
     }
 
     /// The prompt of a sequence has arrived whole.
     pub(crate) fn complete_prompt(&mut self, id: SequenceId) {
-        if let Some(progress) = self.progress_mut(id) {
-            progress.prompt_is_complete = true;
-        }
+        self.update(id, |progress| progress.prompt_is_complete = true);
     }
 
     /// Forgets a sequence and gives its slot back. Returns the bytes that were mapped for it, `None` if it is unknown.
@@ -96,7 +95,7 @@ impl Scheduler {
         if let Some(running) = self.running.remove(&id) {
             return Some(kv.release(running.slot));
         }
-        self.waiting.remove(&id).map(|_| 0)
+        self.waiting.remove(id).map(|_| 0)
     }
 
     /// Decides the next step and maps the memory for it.
@@ -134,17 +133,18 @@ impl Scheduler {
 
     /// Tokens ready and not computed as yet, apart from the one that every decode is about to compute.
     pub(crate) fn num_tokens_to_prefill(&self) -> usize {
-        let waiting = self.waiting.values().map(Progress::num_ready);
         let prefills = self.running.values().filter(|running| !running.is_decode());
-        waiting.chain(prefills.map(Running::num_uncomputed)).sum()
+        self.waiting.num_ready_tokens() + prefills.map(Running::num_uncomputed).sum::<usize>()
     }
 
-    /// No sequence in two queues, no slot twice; for debug builds.
+    /// No sequence in two queues, no slot twice, no token miscounted; for debug builds.
     pub(crate) fn is_consistent(&self) -> bool {
         let mut slots: Vec<_> = self.running.values().map(|running| running.slot).collect();
         slots.sort_unstable();
         slots.dedup();
-        slots.len() == self.running.len() && !self.running.keys().any(|id| self.waiting.contains_key(id))
+        slots.len() == self.running.len()
+            && !self.running.keys().any(|id| self.waiting.contains(*id))
+            && self.waiting.is_consistent()
     }
 
     /// Schedules what the budget leaves of a running sequence; makes others give way where memory is short.
@@ -154,10 +154,12 @@ impl Scheduler {
             if running.num_uncomputed() == 0 || plan.budget == 0 {
                 return;
             }
-            let youngest = self.running.last_key_value().map_or(id, |(youngest, _)| *youngest);
             match kv.ensure(running.slot, running.progress.num_tokens) {
                 Ok(()) => return plan.add(id, running),
-                Err(kv::Error::OutOfPages) if self.running.len() > 1 => self.preempt(youngest, plan, kv),
+                Err(kv::Error::OutOfPages) if self.running.len() > 1 => {
+                    let youngest = self.running.last_key_value().map_or(id, |(youngest, _)| *youngest);
+                    self.preempt(self.youngest_stalled().unwrap_or(youngest), plan, kv);
+                }
                 Err(error) => {
                     self.remove(id, kv);
                     plan.step.failed.push((id, error));
@@ -168,9 +170,11 @@ impl Scheduler {
 
     /// Takes a sequence's slot and lets it wait again; by its age it stands before all that never ran.
     fn preempt<M: VirtualMemory>(&mut self, id: SequenceId, plan: &mut Plan, kv: &mut KvCache<M>) {
-        if let Some(running) = self.running.remove(&id) {
+        if let Some(mut running) = self.running.remove(&id) {
             kv.release(running.slot);
             plan.withdraw(id);
+            // Or it would be the first to take the slot that it has just given.
+            running.progress.waits_for_all = running.is_stalled();
             self.waiting.insert(id, running.progress);
             plan.step.preempted.push(id);
         }
@@ -179,16 +183,12 @@ impl Scheduler {
     /// First come, first served: one that does not fit holds up those behind it, or it would starve. Whoever has just
     /// given way does not fit: part of what it gave is taken.
     fn admit_waiting<M: VirtualMemory>(&mut self, plan: &mut Plan, kv: &mut KvCache<M>) {
-        // A prompt of which nothing can be computed as yet is passed over: it needs no slot.
-        let ready = self.waiting.iter().filter(|(_, progress)| progress.num_ready() > 0);
-        let ids: Vec<_> = ready.map(|(id, _)| *id).take(plan.budget).collect();
-        for id in ids {
-            let Some(&progress) = self.waiting.get(&id) else { continue };
-            if plan.budget == 0 || !kv.has_room_for(progress.num_tokens) {
+        while let Some((id, progress)) = self.waiting.first_ready() {
+            if plan.budget == 0 {
                 return;
             }
-            let Some(slot) = kv.acquire(progress.num_tokens) else { return };
-            self.waiting.remove(&id);
+            let Some(slot) = self.acquire(progress.num_tokens, plan, kv) else { return };
+            self.waiting.remove(id);
             let running = Running { progress, slot, num_computed: 0 };
             match kv.ensure(slot, progress.num_tokens) {
                 Ok(()) => {
@@ -203,10 +203,31 @@ impl Scheduler {
         }
     }
 
-    fn progress_mut(&mut self, id: SequenceId) -> Option<&mut Progress> {
+    /// A slot for a new sequence with memory for so many tokens, if need be one whose holder is stalled.
+    fn acquire<M: VirtualMemory>(
+        &mut self,
+        num_tokens: usize,
+        plan: &mut Plan,
+        kv: &mut KvCache<M>,
+    ) -> Option<SlotId> {
+        loop {
+            let slot = if kv.has_room_for(num_tokens) { kv.acquire(num_tokens) } else { None };
+            if slot.is_some() {
+                return slot;
+            }
+            self.preempt(self.youngest_stalled()?, plan, kv);
+        }
+    }
+
+    /// The youngest sequence that cannot go on because its prompt does not.
+    fn youngest_stalled(&self) -> Option<SequenceId> {
+        self.running.iter().rev().find(|(_, running)| running.is_stalled()).map(|(id, _)| *id)
+    }
+
+    fn update(&mut self, id: SequenceId, change: impl FnOnce(&mut Progress)) {
         match self.running.get_mut(&id) {
-            Some(running) => Some(&mut running.progress),
-            None => self.waiting.get_mut(&id),
+            Some(running) => change(&mut running.progress),
+            None => self.waiting.update(id, change),
         }
     }
 }

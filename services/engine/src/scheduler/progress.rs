@@ -7,6 +7,8 @@ pub(super) struct Progress {
     pub(super) num_tokens: usize,
     /// Whether all of the prompt is among them.
     pub(super) prompt_is_complete: bool,
+    /// Whether it has given way because its prompt did not come on: it runs again when all of that is there.
+    pub(super) waits_for_all: bool,
 }
 
 /// A sequence with a slot.
@@ -22,13 +24,22 @@ impl Progress {
     /// Tokens that may be computed. The last one of a prompt that is still arriving is kept back: an empty chunk may mark
     /// the end, and then the token is needed to draw the next; and it predicts one that is not known as yet.
     pub(super) fn num_ready(&self) -> usize {
-        if self.prompt_is_complete { self.num_tokens } else { self.num_tokens.saturating_sub(1) }
+        match (self.prompt_is_complete, self.waits_for_all) {
+            (true, _) => self.num_tokens,
+            (false, false) => self.num_tokens.saturating_sub(1),
+            (false, true) => 0,
+        }
     }
 }
 
 impl Running {
     pub(super) fn num_uncomputed(&self) -> usize {
         self.progress.num_ready() - self.num_computed
+    }
+
+    /// Whether it holds its slot for a prompt that does not come on.
+    pub(super) fn is_stalled(&self) -> bool {
+        !self.progress.prompt_is_complete && self.num_uncomputed() == 0
     }
 
     /// Whether only the token drawn last is to be computed (or the last one of a prompt, which is the same work).

@@ -82,13 +82,73 @@ fn the_youngest_gives_way_and_is_computed_again_with_what_it_had_drawn() {
         preempted = run(&mut scheduler, &mut kv).preempted;
     }
     assert_eq!(preempted, [id(1)]);
-    let known = scheduler.waiting[&id(1)].num_tokens;
-    assert!(known > 15);
+    let (first, Progress { num_tokens: known, .. }) = scheduler.waiting.first_ready().unwrap();
+    assert!(first == id(1) && known > 15);
     arrive(&mut scheduler, 2, 1);
     run(&mut scheduler, &mut kv);
     assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (1, 2), "nobody overtakes it");
     assert!(scheduler.remove(id(0), &mut kv).unwrap() > 0);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 0, known, true), (2, 0, 1, true)]);
+}
+
+/// Of its eight tokens seven are computed; the last is kept back until the prompt's end is marked.
+fn stalled(scheduler: &mut Scheduler, request: u64, kv: &mut KvCache<SimulatedMemory>) {
+    scheduler.add(id(request));
+    scheduler.extend(id(request), 8);
+    assert_eq!(plan(&run(scheduler, kv)).last(), Some(&(request, 0, 7, false)));
+}
+
+#[test]
+fn a_prompt_that_does_not_come_on_gives_its_slot_to_one_that_can_run() {
+    let (mut scheduler, mut kv) = (Scheduler::new(16), cache(2, 40));
+    stalled(&mut scheduler, 0, &mut kv);
+    stalled(&mut scheduler, 1, &mut kv);
+    assert!(run(&mut scheduler, &mut kv).is_empty(), "nobody needs the slots");
+    arrive(&mut scheduler, 2, 3);
+    let step = run(&mut scheduler, &mut kv);
+    assert_eq!((&step.preempted[..], plan(&step)), (&[id(1)][..], vec![(2, 0, 3, true)]));
+    // More of its prompt, but not all: it does not ask for the slot back.
+    scheduler.extend(id(1), 2);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(2, 3, 1, true)]);
+    assert_eq!(scheduler.num_tokens_to_prefill(), 0);
+    scheduler.complete_prompt(id(1));
+    let step = run(&mut scheduler, &mut kv);
+    assert_eq!((&step.preempted[..], plan(&step)), (&[id(0)][..], vec![(2, 4, 1, true), (1, 0, 10, true)]));
+}
+
+#[test]
+fn a_prompt_that_does_not_come_on_gives_its_memory_before_the_youngest_does() {
+    // Ten pages of four tokens.
+    let (mut scheduler, mut kv) = (Scheduler::new(64), cache(4, 10));
+    stalled(&mut scheduler, 0, &mut kv);
+    arrive(&mut scheduler, 1, 11);
+    arrive(&mut scheduler, 2, 11);
+    let mut preempted = Vec::new();
+    while preempted.is_empty() {
+        preempted = run(&mut scheduler, &mut kv).preempted;
+    }
+    assert_eq!(preempted, [id(0)]);
+}
+
+#[test]
+fn a_queue_that_waits_for_its_prompts_is_passed_over_and_counted() {
+    let (mut scheduler, mut kv) = (Scheduler::new(8), cache(1, 40));
+    for request in 0..100 {
+        scheduler.add(id(request));
+        scheduler.extend(id(request), 1);
+    }
+    assert_eq!(scheduler.num_tokens_to_prefill(), 0);
+    arrive(&mut scheduler, 100, 3);
+    arrive(&mut scheduler, 101, 4);
+    assert_eq!(scheduler.num_tokens_to_prefill(), 7);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(100, 0, 3, true)]);
+    assert_eq!(scheduler.num_tokens_to_prefill(), 4);
+    scheduler.complete_prompt(id(7));
+    assert_eq!(scheduler.num_tokens_to_prefill(), 5);
+    scheduler.remove(id(100), &mut kv);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(7, 0, 1, true)], "in order of arrival");
+    assert_eq!((scheduler.num_tokens_to_prefill(), scheduler.num_waiting()), (4, 100));
+    assert!(scheduler.is_consistent());
 }
 
 #[test]
@@ -181,11 +241,16 @@ proptest! {
             }
             let decodes: Vec<_> =
                 scheduler.running.iter().filter(|(_, r)| r.is_decode()).map(|(id, _)| *id).collect();
-            let oldest = scheduler.running.first_key_value().map(|(id, _)| *id);
+            let oldest = scheduler.running.iter().find(|(_, r)| !r.is_stalled()).map(|(id, _)| *id);
+            let stalled: Vec<_> =
+                scheduler.running.iter().filter(|(_, r)| r.is_stalled()).map(|(id, _)| *id).collect();
             let step = scheduler.schedule(&mut kv);
             prop_assert!(step.failed.is_empty());
             prop_assert!(oldest.is_none_or(|oldest| !step.preempted.contains(&oldest)));
             prop_assert!(step.scheduled.iter().map(|s| s.num_tokens).sum::<usize>() <= token_budget);
+            if let Some(first) = step.preempted.first().filter(|_| !stalled.is_empty()) {
+                prop_assert!(stalled.contains(first), "one that can run gave way before one that cannot");
+            }
             for decode in decodes {
                 let runs = step.scheduled.iter().any(|s| s.id == decode && s.reaches_end);
                 prop_assert!(runs || step.preempted.contains(&decode), "a decode was stalled");

@@ -21,6 +21,8 @@ pub(super) struct ReplyStream {
     events: EventReceiver,
     taken: Vec<Event>,
     ready: VecDeque<GenerateResponse>,
+    /// By sequence: where in `ready` the tokens that were taken last are.
+    increments: Vec<Option<usize>>,
     fingerprint: String,
     num_unfinished: u32,
     num_tokens: usize,
@@ -40,6 +42,7 @@ impl ReplyStream {
             events,
             taken: early.into_iter().collect(),
             ready: VecDeque::new(),
+            increments: vec![None; num_sequences as usize],
             fingerprint,
             num_unfinished: num_sequences,
             num_tokens: 0,
@@ -84,45 +87,43 @@ impl ReplyStream {
         error
     }
 
+    /// One answer for the prompt, one for all new tokens of a sequence, one for its end, each in its place.
     fn turn_taken(&mut self) {
-        for event in &self.taken {
+        self.increments.fill(None);
+        let mut taken = std::mem::take(&mut self.taken);
+        for event in taken.drain(..) {
             match event {
-                Event::Token { .. } => self.num_tokens += 1,
-                Event::Finish(_) => self.num_unfinished = self.num_unfinished.saturating_sub(1),
-                Event::Prompt { .. } => {}
-            }
-        }
-        self.ready.extend(coalesce(self.taken.drain(..), &self.fingerprint));
-    }
-}
-
-/// One answer for the prompt, one for all new tokens of a sequence, one for its end, each in its place.
-fn coalesce(events: impl Iterator<Item = Event>, fingerprint: &str) -> Vec<GenerateResponse> {
-    let mut messages: Vec<Message> = Vec::new();
-    for event in events {
-        match event {
-            Event::Prompt { num_tokens, logprobs } => {
-                messages.push(Message::PromptInfo(prompt_info(num_tokens, logprobs)));
-            }
-            Event::Token { sequence_idx, token } => {
-                let same = messages.iter_mut().find_map(|message| match message {
-                    Message::Tokens(tokens) if tokens.sequence_idx == Some(sequence_idx) => Some(tokens),
-                    _ => None,
-                });
-                match same {
-                    Some(tokens) => append(tokens, token),
-                    None => {
-                        let mut tokens =
-                            TokenIncrement { sequence_idx: Some(sequence_idx), ..TokenIncrement::default() };
-                        append(&mut tokens, token);
-                        messages.push(Message::Tokens(tokens));
-                    }
+                Event::Prompt { num_tokens, logprobs } => {
+                    self.answer(Message::PromptInfo(prompt_info(num_tokens, logprobs)));
+                }
+                Event::Token { sequence_idx, token } => self.take_token(sequence_idx, token),
+                Event::Finish(finish) => {
+                    self.num_unfinished = self.num_unfinished.saturating_sub(1);
+                    self.answer(Message::Finish(finish_info(&finish, &self.fingerprint)));
                 }
             }
-            Event::Finish(finish) => messages.push(Message::Finish(finish_info(&finish, fingerprint))),
         }
+        self.taken = taken;
     }
-    messages.into_iter().map(|message| GenerateResponse { message: Some(message) }).collect()
+
+    fn take_token(&mut self, sequence_idx: u32, token: SampledToken) {
+        self.num_tokens += 1;
+        let begun = self.increments.get(sequence_idx as usize).copied().flatten();
+        let message = begun.and_then(|place| self.ready.get_mut(place)?.message.as_mut());
+        if let Some(Message::Tokens(tokens)) = message {
+            return append(tokens, token);
+        }
+        if let Some(increment) = self.increments.get_mut(sequence_idx as usize) {
+            *increment = Some(self.ready.len());
+        }
+        let mut tokens = TokenIncrement { sequence_idx: Some(sequence_idx), ..TokenIncrement::default() };
+        append(&mut tokens, token);
+        self.answer(Message::Tokens(tokens));
+    }
+
+    fn answer(&mut self, message: Message) {
+        self.ready.push_back(GenerateResponse { message: Some(message) });
+    }
 }
 
 fn append(tokens: &mut TokenIncrement, token: SampledToken) {

@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
@@ -5,7 +6,7 @@ use serde_json::json;
 use super::*;
 
 fn templates(config: serde_json::Value) -> ChatTemplates {
-    ChatTemplates::load(&serde_json::from_value(config).unwrap())
+    ChatTemplates::load(&serde_json::from_value(config).unwrap(), RequestTemplates::Rendered)
 }
 
 fn request(messages: &[serde_json::Value]) -> ChatRequest {
@@ -147,10 +148,8 @@ fn dates_are_written_as_python_does() {
 fn no_template_runs_on() {
     let template = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x\
                     {% endfor %}{% endfor %}{% endfor %}";
-    let started = std::time::Instant::now();
     let error = render(template, user("x")).unwrap_err();
-    assert!(error.message().contains("does not come to an end"), "{error}");
-    println!("a runaway template took {:?}", started.elapsed());
+    assert!(error.message().contains("more work"), "{error}");
     let recursive = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
     assert_eq!(render(recursive, user("x")).unwrap_err().code(), Code::InvalidArgument);
 }
@@ -163,6 +162,17 @@ fn a_requests_own_template_is_used_within_bounds() {
     assert_eq!(broken.code(), Code::InvalidArgument);
     let huge = render("model's", with("x".repeat(MAX_TEMPLATE_BYTES + 1))).unwrap_err();
     assert_eq!(huge.param(), Some("chat_template"));
+}
+
+#[test]
+fn a_requests_own_template_is_refused_where_it_is_not_trusted() {
+    let config = serde_json::from_value(json!({"chat_template": "model's"})).unwrap();
+    let templates = ChatTemplates::load(&config, RequestTemplates::Refused);
+    let render = |request| templates.render(&Conversation::try_from(request).unwrap());
+    assert_eq!(render(user("x")).unwrap(), "model's");
+    let error = render(ChatRequest { template: Some("own".into()), ..user("x") }).unwrap_err();
+    assert_eq!((error.code(), error.param()), (Code::Unsupported, Some("chat_template")));
+    assert!(error.message().contains("trust_request_chat_template"), "{error}");
 }
 
 #[test]
@@ -204,7 +214,8 @@ fn published(file: &str) -> Option<String> {
     });
     let text = folder.and_then(|folder| std::fs::read_to_string(folder.join("tokenizers").join(file)).ok());
     if text.is_none() {
-        println!("SKIPPED: no {file} (set FUSED_TEST_DATA)");
+        // Not by a macro: the test harness would swallow it, and a skipped test must be seen to be skipped.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no {file} (set FUSED_TEST_DATA)");
     }
     text
 }
@@ -247,4 +258,22 @@ fn qwen_2_5_renders_tools_and_their_calls() {
         ),
         "{rendered}"
     );
+}
+
+#[test]
+fn real_templates_need_a_tenth_of_the_fuel_for_a_full_context() {
+    let Some(llama) = published("llama3/tokenizer_config.json") else { return };
+    let Some(qwen) = published("qwen2.5/chat_template.jinja") else { return };
+    let llama: serde_json::Value = serde_json::from_str(&llama).unwrap();
+    // 200 messages, half a megabyte: a context of 128 Ki tokens.
+    let roles = ["user", "assistant"].into_iter().cycle().take(200);
+    let messages: Vec<_> = roles.map(|role| json!({"role": role, "content": "x".repeat(2500)})).collect();
+    let conversation = Conversation::try_from(request(&messages)).unwrap();
+    for template in [llama["chat_template"].as_str().unwrap(), &qwen] {
+        let templates = templates(json!({"chat_template": template, "bos_token": "<s>"}));
+        let template = templates.model_template(&conversation).unwrap();
+        let rendered = template.render_captured(conversation.context(&templates.special_tokens)).unwrap();
+        let (used, _) = rendered.state().fuel_levels().unwrap();
+        assert!(used > 0 && used <= FUEL / 10, "{used} of {FUEL}");
+    }
 }

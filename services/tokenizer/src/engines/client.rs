@@ -90,6 +90,15 @@ pub(crate) enum Matched {
     StopString(String),
 }
 
+/// Why a request has no engine's stream.
+#[derive(Debug)]
+pub(super) enum NotTaken {
+    /// The engine cannot be reached, or says that it is going: nobody should be sent there.
+    Lost(Error),
+    /// The engine's answer to this one request; the engine is as good as before.
+    Refused(Error),
+}
+
 /// Talks to one engine.
 #[derive(Clone, Debug)]
 pub(super) struct Client(EngineClient<Channel>);
@@ -123,18 +132,19 @@ impl Client {
         &self,
         request: &EngineRequest,
         load: super::fleet::Load,
-    ) -> Result<(EngineStream, PromptAnswer)> {
+    ) -> std::result::Result<(EngineStream, PromptAnswer), NotTaken> {
         let mut outgoing = Request::new(tokio_stream::iter(messages(request)));
         fused_telemetry::grpc::inject(&Span::current(), outgoing.metadata_mut());
-        let answer = self.0.clone().generate(outgoing).await.map_err(|status| error(&status))?;
+        let answer = self.0.clone().generate(outgoing).await.map_err(|status| not_taken(&status))?;
         let mut messages = answer.into_inner();
-        match messages.message().await.map_err(|status| error(&status))?.and_then(|answer| answer.message) {
+        let first = messages.message().await.map_err(|status| not_taken(&status))?;
+        match first.and_then(|answer| answer.message) {
             Some(Received::PromptInfo(info)) => {
-                let prompt = prompt_answer(info, request.prompt.len())?;
+                let prompt = prompt_answer(info, request.prompt.len()).map_err(NotTaken::Refused)?;
                 Ok((EngineStream { messages, num_sequences: request.num_sequences, _load: load }, prompt))
             }
-            Some(_) => Err(broken("its first answer is not about the prompt")),
-            None => Err(lost("the engine ended the stream before its first answer")),
+            Some(_) => Err(NotTaken::Refused(broken("its first answer is not about the prompt"))),
+            None => Err(NotTaken::Lost(lost("the engine ended the stream before its first answer"))),
         }
     }
 }
@@ -237,17 +247,27 @@ fn finish(info: &FinishInfo) -> Result<Finish> {
     Ok(Finish { reason, matched, num_tokens, timings: info.timings })
 }
 
-/// What a status means here. One that no service of ours made says that the connection is gone, whatever its code.
+fn not_taken(status: &Status) -> NotTaken {
+    let error = error(status);
+    let is_lost = is_lost_connection(status) || error.code() == Code::ShuttingDown;
+    if is_lost { NotTaken::Lost(error) } else { NotTaken::Refused(error) }
+}
+
 fn error(status: &Status) -> Error {
-    use tonic::Code as Grpc;
-    let is_connection = matches!(
-        status.code(),
-        Grpc::Unknown | Grpc::Internal | Grpc::Unavailable | Grpc::Cancelled | Grpc::Aborted
-    );
-    if is_connection && !status.metadata().contains_key(CODE_KEY) {
+    if is_lost_connection(status) {
         return lost("the connection to the engine was lost").with_cause(status);
     }
     Error::from(status)
+}
+
+/// A status that no service of ours made says that the connection is gone, whatever its code.
+fn is_lost_connection(status: &Status) -> bool {
+    use tonic::Code as Grpc;
+    let may_be = matches!(
+        status.code(),
+        Grpc::Unknown | Grpc::Internal | Grpc::Unavailable | Grpc::Cancelled | Grpc::Aborted
+    );
+    may_be && !status.metadata().contains_key(CODE_KEY)
 }
 
 fn lost(what: &str) -> Error {

@@ -10,7 +10,7 @@ use fused_vocabulary::Fingerprint;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::client::{Client, EngineRequest, EngineStream, PromptAnswer};
+use super::client::{Client, EngineRequest, EngineStream, NotTaken, PromptAnswer};
 use super::routing::{Candidate, choose};
 use super::{EngineEndpoint, Readiness};
 use crate::error::EngineFault;
@@ -118,18 +118,23 @@ impl Fleet {
         self.engines().iter().find_map(|engine| engine.state().ok()).ok_or_else(unavailable)
     }
 
-    /// Sends a request to the least loaded engine and waits for its first answer. An engine that is lost before that is
-    /// set aside, and the request goes to another one, once.
+    /// Sends a request to the least loaded engine and waits for its first answer. Where that engine cannot answer, the
+    /// request goes to another one, once. Only an engine that is lost is set aside: one that cannot serve this request
+    /// may well serve the next.
     pub(crate) async fn generate(&self, request: &EngineRequest) -> Result<(EngineStream, PromptAnswer)> {
         let first = self.choose(None).ok_or_else(unavailable)?;
         let error = match first.generate(request).await {
-            Err(error) if matches!(error.code(), Code::Unavailable | Code::ShuttingDown) => error,
-            answer => return answer,
+            Ok(answer) => return Ok(answer),
+            Err(NotTaken::Lost(error)) => {
+                self.set_state(&first, Err(EngineFault::Unreachable(error.to_string())));
+                error
+            }
+            Err(NotTaken::Refused(error)) if error.code() == Code::Unavailable => error,
+            Err(NotTaken::Refused(error)) => return Err(error),
         };
-        self.set_state(&first, Err(EngineFault::Unreachable(error.to_string())));
         let Some(second) = self.choose(Some(&first)) else { return Err(error) };
         events::retried(&first.name, &error);
-        second.generate(request).await
+        second.generate(request).await.map_err(|(NotTaken::Lost(error) | NotTaken::Refused(error))| error)
     }
 
     fn choose(&self, except: Option<&Arc<Engine>>) -> Option<Arc<Engine>> {
@@ -240,7 +245,10 @@ fn unavailable() -> Error {
 }
 
 impl Engine {
-    async fn generate(&self, request: &EngineRequest) -> Result<(EngineStream, PromptAnswer)> {
+    async fn generate(
+        &self,
+        request: &EngineRequest,
+    ) -> std::result::Result<(EngineStream, PromptAnswer), NotTaken> {
         self.client.generate(request, Load::begin(&self.requests_in_flight)).await
     }
 

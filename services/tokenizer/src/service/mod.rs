@@ -79,7 +79,7 @@ impl TextService {
         let _guard = self.admit()?;
         self.model(request.model.as_deref())?;
         let chat = request.chat.ok_or_else(|| Error::invalid("messages", "the conversation is missing"))?;
-        let prompt = Prompt::Text(requests::chat(chat, None)?);
+        let prompt = Prompt::Text(requests::chat(chat, None));
         let encoded = self.core.encoder.encode(&self.core.pool, prompt, PromptLimit::None).await?;
         let token_ids = encoded.ids.iter().map(|id| id.0).collect();
         Ok(RenderChatResponse { text: encoded.rendered, token_ids })
@@ -110,18 +110,13 @@ impl TextService {
 }
 
 /// The answers of a generation as the wire has them. The generation moves along and is dropped with the stream.
-fn answers(
-    generation: Generation,
-    span: Span,
-) -> impl Stream<Item = std::result::Result<GenerateResponse, Status>> {
-    futures_util::stream::unfold(generation, move |mut generation| {
-        let span = span.clone();
-        async move {
-            let answer = generation.next().await?;
-            let answer = answer.map(|output| responses::generate(output, generation.vocabulary()));
-            Some((answer.map_err(status), generation))
-        }
-        .instrument(span)
+fn answers(generation: Generation) -> impl Stream<Item = std::result::Result<GenerateResponse, Status>> {
+    futures_util::stream::unfold(generation, async |mut generation| {
+        let answer = match generation.next().await? {
+            Ok(output) => Ok(responses::generate(output, generation.vocabulary())),
+            Err(error) => Err(generation.span().in_scope(|| status(error))),
+        };
+        Some((answer, generation))
     })
 }
 
@@ -154,8 +149,8 @@ impl TextGeneration for TextService {
         request: Request<GenerateRequest>,
     ) -> std::result::Result<Response<Self::GenerateStream>, Status> {
         let span = span(request.metadata());
-        let generation = self.begin(request.into_inner()).instrument(span.clone()).await.map_err(status)?;
-        Ok(Response::new(Box::pin(answers(generation, span))))
+        let generation = self.begin(request.into_inner()).instrument(span).await.map_err(status)?;
+        Ok(Response::new(Box::pin(answers(generation))))
     }
 
     async fn tokenize(

@@ -8,7 +8,7 @@ use fused_status::{Error, Result};
 use fused_vocabulary::{SpecialText, SpecialTokens, TokenId};
 use tokio::time::Instant;
 
-use crate::chat_template::{ChatRequest, Conversation};
+use crate::chat_template::ChatRequest;
 use crate::engines::Parameters;
 use crate::generate::GenerateRequest;
 use crate::prompt::{Prompt, TextPrompt, TextSource};
@@ -64,24 +64,25 @@ pub(super) fn prompt(prompt: Option<wire::Prompt>) -> Result<Prompt> {
         Some(WirePrompt::TokenIds(tokens)) => {
             Ok(Prompt::Tokens(tokens.ids.into_iter().map(TokenId).collect()))
         }
-        Some(WirePrompt::Chat(conversation)) => Ok(Prompt::Text(chat(conversation, add)?)),
+        Some(WirePrompt::Chat(conversation)) => Ok(Prompt::Text(chat(conversation, add))),
     }
 }
 
-/// The template writes the special tokens itself, so none are added unless asked for.
-pub(super) fn chat(chat: wire::Chat, add_special_tokens: Option<bool>) -> Result<TextPrompt> {
-    let conversation = Conversation::try_from(ChatRequest {
+/// The template writes the special tokens itself, so none are added unless asked for. The conversation is still JSON:
+/// parsing it is work for the encoding threads.
+pub(super) fn chat(chat: wire::Chat, add_special_tokens: Option<bool>) -> TextPrompt {
+    let request = ChatRequest {
         continue_final_message: chat.continue_final_message(),
         add_generation_prompt: chat.add_generation_prompt,
         messages: chat.messages_json,
         tools: chat.tools_json,
         variables: chat.template_variables_json,
         template: chat.template,
-    })?;
-    Ok(TextPrompt {
-        source: TextSource::Chat(Box::new(conversation)),
+    };
+    TextPrompt {
+        source: TextSource::Chat(Box::new(request)),
         special_tokens: special_tokens(add_special_tokens.unwrap_or(false)),
-    })
+    }
 }
 
 pub(super) fn special_text(skip: bool) -> SpecialText {

@@ -383,6 +383,32 @@ async fn a_request_lost_before_its_first_answer_goes_to_another_engine() {
 }
 
 #[tokio::test]
+async fn an_engine_that_cannot_serve_one_request_is_tried_past_and_not_set_aside() {
+    let full = engine(vec![Step::Fail(Code::Unavailable)]);
+    let service = Service::start(&[&full]).await;
+    let ready = service.tokenizer.ready();
+    assert_eq!(service.run(text("x")).await.err().unwrap().code(), Code::Unavailable);
+    assert!(!ready.has_changed().unwrap(), "others can still be served");
+
+    let fingerprint = patch().fingerprint().to_string();
+    let fine = FakeEngine::start("fine", &fingerprint, answering(&[&byte_ids("a")]));
+    let service = Service::start(&[&full, &fine]).await;
+    for _ in 0..4 {
+        assert_eq!(service.run(text("x")).await.unwrap().texts, ["a"]);
+        assert_eq!(service.tokenizer.core.fleet.num_usable(), 2);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_is_shutting_down_is_set_aside() {
+    let going = engine(vec![Step::Fail(Code::ShuttingDown)]);
+    let service = Service::start(&[&going]).await;
+    let ready = service.tokenizer.ready();
+    assert_eq!(service.run(text("x")).await.err().unwrap().code(), Code::ShuttingDown);
+    assert!(ready.has_changed().unwrap());
+}
+
+#[tokio::test]
 async fn engines_come_and_go() {
     let fingerprint = patch().fingerprint().to_string();
     let engine =
@@ -433,6 +459,13 @@ async fn bad_requests_are_refused_by_field() {
         }),
         ..GenerateRequest::default()
     };
+    let user = r#"{"role": "user", "content": "tar"}"#;
+    let chat = |message: &str, template: Option<&str>| {
+        let template = template.map(str::to_owned);
+        let chat = Chat { messages_json: vec![message.to_owned()], template, ..Chat::default() };
+        let prompt = Prompt { prompt: Some(PromptKind::Chat(chat)), add_special_tokens: None };
+        GenerateRequest { prompt: Some(prompt), ..GenerateRequest::default() }
+    };
     let model = Some("other".to_owned());
     let cases = [
         (GenerateRequest { model, ..text("x") }, Code::ModelNotFound, "model"),
@@ -444,6 +477,9 @@ async fn bad_requests_are_refused_by_field() {
         (text(&long), Code::ContextLengthExceeded, "prompt"),
         (text(&huge), Code::ContextLengthExceeded, "prompt"),
         (GenerateRequest { stop: stops(&[""]), ..text("x") }, Code::InvalidArgument, "stop"),
+        (GenerateRequest { stop: stops(&[&huge[..1024]; 5]), ..text("x") }, Code::InvalidArgument, "stop"),
+        (chat("{", None), Code::InvalidArgument, "messages[0]"),
+        (chat(user, Some("{{ messages }}")), Code::Unsupported, "chat_template"),
         (GenerateRequest { num_sequences: Some(0), ..text("x") }, Code::InvalidArgument, "n"),
         (GenerateRequest { num_sequences: Some(129), ..text("x") }, Code::InvalidArgument, "n"),
         (

@@ -266,6 +266,48 @@ fn timings_are_those_of_the_clock() {
 }
 
 #[test]
+fn a_prompt_that_does_not_come_on_keeps_nobody_out_and_goes_on_when_it_does() {
+    let mut harness = Harness::new(64);
+    let ids: Vec<String> = (0..NUM_SLOTS).map(|idx| format!("slow {idx}")).collect();
+    let mut slow: Vec<_> = ids.iter().map(|id| harness.start(max_tokens(id, 5)).unwrap()).collect();
+    for (client, prompt) in &mut slow {
+        harness.prompt(client, prompt, &[5, 6, 7], false);
+    }
+    harness.run();
+    assert_eq!(harness.door.load().kv.live_slots, NUM_SLOTS);
+    assert_eq!(harness.door.queue.available_permits(), 4, "they may have to wait again");
+    let mut whole = harness.send(max_tokens("whole", 5), &[1, 2]);
+    harness.run();
+    assert_eq!(whole.listen().tokens(0), alone(&[1, 2], 0, 5).0);
+    for (client, prompt) in &mut slow {
+        harness.prompt(client, prompt, &[8], true);
+    }
+    harness.run();
+    let mut num_preemptions = 0;
+    for (client, _) in &mut slow {
+        assert_eq!(client.listen().tokens(0), alone(&[5, 6, 7, 8], 0, 5).0);
+        num_preemptions += client.finishes()[0].timings.num_preemptions;
+    }
+    assert_eq!(num_preemptions, 1);
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_one_requests_misfortune() {
+    let mut harness = Harness::new(64);
+    // A machine with three pages, twelve tokens, for a pool of sixteen.
+    let layout = *harness.core.kv.layout();
+    let size = KvSize { num_slots: NUM_SLOTS, max_model_len: MAX_MODEL_LEN, pool_bytes: 16 * 32 };
+    harness.core.kv = KvCache::new(SimulatedMemory::new(32, 3 * 32).unwrap(), layout, size).unwrap();
+    let mut large = harness.send(max_tokens("large", 2), &[1; 13]);
+    let mut small = harness.send(max_tokens("small", 2), &[1; 3]);
+    harness.run();
+    assert_eq!(large.listen().failure(), Some(Code::QueueFull), "the engine itself is not lost");
+    assert_eq!(small.listen().ended, Some(None));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
 fn an_id_in_use_is_refused_and_free_again_afterwards() {
     let mut harness = Harness::new(64);
     let mut first = harness.send(max_tokens("a", 3), &[1]);
