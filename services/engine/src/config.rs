@@ -167,6 +167,11 @@ impl Config {
             return Err(Error::setting("page_bytes", problem));
         }
         let num_pages = pool_bytes / page_bytes;
+        if num_pages == 0 {
+            let problem =
+                format!("is {page_bytes}, more than all KV memory, which is {pool_bytes} bytes; lower it");
+            return Err(Error::setting("page_bytes", problem));
+        }
         if num_pages > MAX_PAGES {
             let problem = format!(
                 "is {page_bytes}, which makes {num_pages} pages of KV memory; {MAX_PAGES} can be mapped, so raise it"

@@ -57,7 +57,7 @@ pub(crate) struct VocabBuild {
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) corpus: Vec<PathBuf>,
     /// How many n-tokens to add, and as many little-used tokens to remove
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) add: usize,
     /// Where to write the patch vocabulary
     #[arg(long, value_name = "FILE")]
@@ -73,13 +73,13 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "KEY", env = "FUSED_BENCH_API_KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
     /// Requests at once in the concurrent part
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     pub(crate) concurrency: usize,
     /// Output tokens a request
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
     pub(crate) max_tokens: usize,
     /// Repetitions of each part; the median is printed
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     pub(crate) runs: usize,
 }
 
@@ -90,6 +90,13 @@ pub(crate) struct Probe {
     /// Seconds to wait for an answer
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
     pub(crate) timeout: Duration,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&number| number > 0)
+        .ok_or_else(|| format!("`{text}` is not a number from 1 on"))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -30,7 +30,7 @@ static DEMO_FILES: [(&str, &[u8]); 6] = [
 pub(crate) fn files(model: Option<&str>, wanted: Wanted) -> anyhow::Result<ModelFiles> {
     match model {
         None => Ok(ModelFiles::embedded(DEMO_NAME, &DEMO_FILES)),
-        Some(model) => ModelFiles::resolve(model, wanted).with_context(|| format!("model `{model}`")),
+        Some(model) => Ok(ModelFiles::resolve(model, wanted)?),
     }
 }
 

@@ -87,7 +87,14 @@ where
     };
     // After a failure there is nothing to wait for: clients have been told already.
     let grace = if failed.is_some() { Duration::ZERO } else { drain_timeout };
-    let num_cut = match lifecycle.shut_down(grace, STOP_GRACE).await {
+    let shut_down = tokio::select! {
+        shut_down = lifecycle.shut_down(grace, STOP_GRACE) => shut_down,
+        signal = shutdown_signal() => {
+            tracing::warn!(signal = signal?, requests = lifecycle.num_requests(), "told again: ended without draining");
+            return Ok(());
+        }
+    };
+    let num_cut = match shut_down {
         Ok(num_cut) => num_cut,
         Err(late) => {
             tracing::warn!(%late, "ended without them");

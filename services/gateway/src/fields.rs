@@ -181,7 +181,16 @@ impl NumberRange {
 
 /// A value of one kind.
 pub(crate) fn parse<T: Kind>(path: &str, value: &RawValue) -> Result<T> {
-    serde_json::from_str(value.get()).map_err(|_| wrong(path, T::EXPECTED, value))
+    serde_json::from_str(value.get()).map_err(|error| {
+        // The one string that is none: half of a surrogate pair, escaped.
+        if error.to_string().contains("surrogate") {
+            return Error::invalid(
+                path,
+                format!("{path} holds half of a surrogate pair, which is no character"),
+            );
+        }
+        wrong(path, T::EXPECTED, value)
+    })
 }
 
 /// An array of one kind.

@@ -6,6 +6,9 @@ use figment::providers::{Format, Serialized, Toml};
 use crate::environment::{Environment, PREFIX, SOURCE};
 use crate::{Flags, Settings};
 
+/// Messages that any client must be allowed to lag behind.
+const MIN_STREAM_BUFFER: usize = 64;
+
 /// A body becomes one gRPC message, and those may have 16 MiB.
 const MAX_BODY_BYTES: usize = 15 << 20;
 
@@ -54,7 +57,6 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
         ("max_num_sequences", settings.max_num_sequences),
         ("token_budget", settings.token_budget),
         ("max_waiting_requests", settings.max_waiting_requests),
-        ("stream_buffer", settings.stream_buffer),
         ("tokenizer_threads", settings.tokenizer_threads),
         ("max_waiting_texts", settings.max_waiting_texts),
         ("max_requests_in_flight", settings.max_requests_in_flight),
@@ -65,6 +67,11 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
         if value == 0 {
             return Err(SettingsError::OutOfRange { key, problem: "must be at least 1".to_owned() });
         }
+    }
+    // With less, a client that is merely not quicker than the engine would lose its request.
+    if settings.stream_buffer < MIN_STREAM_BUFFER {
+        let problem = format!("must be at least {MIN_STREAM_BUFFER}, not {}", settings.stream_buffer);
+        return Err(SettingsError::OutOfRange { key: "stream_buffer", problem });
     }
     // A key that was meant to be set must not leave the door open.
     if settings.api_key.iter().any(String::is_empty) {

@@ -44,7 +44,11 @@ impl From<tonic::Status> for Error {
 }
 
 fn from_transport(status: &tonic::Status) -> Error {
+    // A connection that breaks in the middle of a stream is `Internal` or `Unknown` to the transport, with a cause; a
+    // status that was sent has none.
+    let is_broken = std::error::Error::source(status).is_some();
     let code = match status.code() {
+        tonic::Code::Internal | tonic::Code::Unknown if is_broken => Code::Unavailable,
         tonic::Code::InvalidArgument | tonic::Code::OutOfRange => Code::InvalidArgument,
         tonic::Code::DeadlineExceeded => Code::DeadlineExceeded,
         tonic::Code::Cancelled => Code::Cancelled,
@@ -92,6 +96,6 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a status as the transport makes it")]
         let status = tonic::Status::from_error(Box::new(std::io::Error::other("refused")));
         let error = Error::from(status);
-        assert!(matches!(error.code(), Code::Internal | Code::Unavailable));
+        assert_eq!(error.code(), Code::Unavailable);
     }
 }

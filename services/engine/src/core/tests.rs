@@ -66,7 +66,7 @@ impl Harness {
 
     fn start(&self, opening: GenerateOpening) -> Result<(Client, PromptReader), Error> {
         let model = model();
-        let limits = Limits { model: &model, num_slots: NUM_SLOTS };
+        let limits = Limits { model: &model };
         let request = ValidGenerateRequest::new(opening, limits)?;
         let prompt = PromptReader::new(&request, limits);
         let Admitted { number, events } = self.door.start(request, *self.now.lock().unwrap())?;

@@ -30,6 +30,14 @@ pub enum Error {
         /// Tokens of the patch vocabulary.
         vocab_size: usize,
     },
+    /// A weight is infinite or not a number: the model would answer nothing, with status 200.
+    #[error(
+        "tensor `{tensor}` holds a value that is not finite: the file is damaged, or the training failed"
+    )]
+    NotFinite {
+        /// Its name.
+        tensor: String,
+    },
     /// The patch vocabulary builds on a base token that the model does not have.
     #[error("the patch vocabulary builds on base token {token}, and the model has {num_rows} embedding rows")]
     BaseToken {

@@ -16,12 +16,18 @@ impl<W> Source<'_, W> {
     /// A matrix `[rows, cols]` as stored.
     pub(super) fn matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Tensor, Error> {
         let tensor = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
-        Ok(Tensor::read(&tensor, num_rows, num_cols))
+        let read = Tensor::read(&tensor, num_rows, num_cols);
+        if read.is_finite() { Ok(read) } else { Err(Error::NotFinite { tensor: name.to_owned() }) }
     }
 
     /// A vector in f32.
     pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        Ok(self.checkpoint.tensor_with_shape(name, &[len])?.to_f32())
+        let vector = self.checkpoint.tensor_with_shape(name, &[len])?.to_f32();
+        if vector.iter().all(|value| value.is_finite()) {
+            Ok(vector)
+        } else {
+            Err(Error::NotFinite { tensor: name.to_owned() })
+        }
     }
 
     /// An RMSNorm of this name.

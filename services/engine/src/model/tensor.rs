@@ -48,6 +48,15 @@ impl Tensor {
         Self { num_rows, num_cols, data }
     }
 
+    /// Whether every element is a number.
+    pub(super) fn is_finite(&self) -> bool {
+        match &self.data {
+            Data::F32(elements) => elements.iter().all(|element| element.is_finite()),
+            Data::F16(elements) => elements.iter().all(|element| element.is_finite()),
+            Data::Bf16(elements) => elements.iter().all(|element| element.is_finite()),
+        }
+    }
+
     /// No rows as yet.
     pub(super) fn empty(num_cols: usize) -> Self {
         Self { num_rows: 0, num_cols, data: Data::F32(Vec::new()) }

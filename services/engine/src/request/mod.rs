@@ -63,5 +63,4 @@ pub(crate) struct Stopping {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits<'a> {
     pub(crate) model: &'a ModelInfo,
-    pub(crate) num_slots: usize,
 }

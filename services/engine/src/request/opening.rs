@@ -28,7 +28,7 @@ impl ValidGenerateRequest {
             stopping: stopping(opening.stopping.unwrap_or_default(), limits)?,
             num_logprobs: num_logprobs("num_output", logprobs.num_output, limits)?,
             num_prompt_logprobs: num_logprobs("num_prompt", logprobs.num_prompt, limits)?,
-            num_sequences: num_sequences(opening.num_sequences, limits)?,
+            num_sequences: num_sequences(opening.num_sequences)?,
             timeout: timeout(opening.timeout_us)?,
             _validated: (),
         })
@@ -131,11 +131,10 @@ fn num_logprobs(name: &str, num: Option<u32>, limits: Limits<'_>) -> Result<Opti
     Ok(num)
 }
 
-fn num_sequences(num: Option<u32>, limits: Limits<'_>) -> Result<u32> {
+fn num_sequences(num: Option<u32>) -> Result<u32> {
     let num = num.unwrap_or(1);
-    let most = MAX_NUM_SEQUENCES.min(limits.num_slots);
-    if num == 0 || num as usize > most {
-        let message = format!("num_sequences must be between 1 and {most}, got {num}");
+    if num == 0 || num as usize > MAX_NUM_SEQUENCES {
+        let message = format!("num_sequences must be between 1 and {MAX_NUM_SEQUENCES}, got {num}");
         return Err(Error::invalid("num_sequences", message));
     }
     Ok(num)

@@ -34,7 +34,7 @@ pub(crate) fn opening(id: &str) -> GenerateOpening {
 }
 
 fn validate(opening: GenerateOpening) -> Result<ValidGenerateRequest, Error> {
-    ValidGenerateRequest::new(opening, Limits { model: &model(), num_slots: 8 })
+    ValidGenerateRequest::new(opening, Limits { model: &model() })
 }
 
 fn with_sampling(sampling: SamplingParams) -> GenerateOpening {
@@ -97,7 +97,7 @@ fn every_fault_names_its_field() {
         ("stop_token_ids", with_stopping(StoppingParams { stop_token_ids: vec![100], ..stopping() })),
         ("stop_token_ids", with_stopping(StoppingParams { stop_token_ids: vec![1; 257], ..stopping() })),
         ("num_sequences", GenerateOpening { num_sequences: Some(0), ..opening("a") }),
-        ("num_sequences", GenerateOpening { num_sequences: Some(9), ..opening("a") }),
+        ("num_sequences", GenerateOpening { num_sequences: Some(129), ..opening("a") }),
         ("timeout_us", GenerateOpening { timeout_us: Some(0), ..opening("a") }),
         (
             "num_output",
@@ -129,7 +129,7 @@ fn another_vocabulary_is_refused() {
 
 fn read(max_tokens: Option<u32>, chunks: &[&[u32]]) -> Result<Vec<ValidPromptChunk>, Error> {
     let request = validate(with_stopping(StoppingParams { max_tokens, ..StoppingParams::default() }))?;
-    let mut reader = PromptReader::new(&request, Limits { model: &model(), num_slots: 8 });
+    let mut reader = PromptReader::new(&request, Limits { model: &model() });
     let chunks = chunks.iter().enumerate().map(|(idx, token_ids)| {
         reader.read(PromptChunk { token_ids: token_ids.to_vec(), last: Some(idx + 1 == chunks.len()) })
     });
@@ -172,7 +172,7 @@ fn prompt_logprobs_fit_into_one_message() {
     let logprobs = Some(LogprobParams { num_prompt: Some(20), ..LogprobParams::default() });
     let request = validate(GenerateOpening { logprobs, ..opening("a") }).unwrap();
     let long = ModelInfo { max_model_len: 1 << 20, ..model() };
-    let mut reader = PromptReader::new(&request, Limits { model: &long, num_slots: 8 });
+    let mut reader = PromptReader::new(&request, Limits { model: &long });
     let error = reader.read(PromptChunk { token_ids: vec![1; 20_000], last: Some(true) }).unwrap_err();
     assert_eq!(error.param(), Some("num_prompt"));
 }

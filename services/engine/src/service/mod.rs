@@ -83,7 +83,7 @@ impl EngineService {
     /// The opening: what is refused here has cost the core nothing.
     async fn admit(&self, messages: &mut Streaming<GenerateRequest>) -> Result<Generation, Error> {
         let arrived = Instant::now();
-        let limits = Limits { model: &self.model, num_slots: self.num_slots };
+        let limits = Limits { model: &self.model };
         let request = ValidGenerateRequest::new(read_opening(messages).await?, limits)?;
         Span::current().record("request_id", field::display(&request.id.0));
         let (prompt, num_sequences) = (PromptReader::new(&request, limits), request.num_sequences);

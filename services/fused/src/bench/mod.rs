@@ -55,16 +55,16 @@ async fn measure(client: &Client, bench: &Bench) -> anyhow::Result<Figures> {
 
     let mut single = Vec::new();
     let mut inter_token = Vec::new();
-    for _ in 0..bench.runs.max(1) {
+    for _ in 0..bench.runs {
         let generation = client.generate(&prompt[..8.min(prompt.len())], bench.max_tokens).await?;
         single.push(generation.tokens_per_s());
         inter_token.push(generation.inter_token().as_secs_f64());
     }
 
     let mut concurrent = Vec::new();
-    for _ in 0..bench.runs.max(1) {
+    for _ in 0..bench.runs {
         let started = std::time::Instant::now();
-        let requests = (0..bench.concurrency.max(1)).map(|idx| {
+        let requests = (0..bench.concurrency).map(|idx| {
             // Different prompts, so that nothing is the same work twice.
             let prompt = &prompt[idx % prompt.len().saturating_sub(8).max(1)..];
             client.generate(&prompt[..8.min(prompt.len())], bench.max_tokens)

@@ -60,8 +60,7 @@ pub(crate) async fn start_engine(process: &Arc<Process>, loaded: Loaded) -> anyh
             stream_buffer: settings.stream_buffer,
             ..fused_engine::Config::default()
         };
-        Engine::start_cpu(config, &loaded.files, loaded.patch, &process.lifecycle)
-            .with_context(|| format!("model `{}`", loaded.files.name()))
+        Ok(Engine::start_cpu(config, &loaded.files, loaded.patch, &process.lifecycle)?)
     });
     started.await?
 }
@@ -78,10 +77,10 @@ pub(crate) fn start_tokenizer(
         encode_threads: settings.tokenizer_threads,
         max_waiting_texts: settings.max_waiting_texts,
         max_prompt_bytes: settings.max_body_bytes,
+        trust_request_chat_template: settings.trust_request_chat_template,
         ..fused_tokenizer::Config::default()
     };
-    Tokenizer::start(config, &loaded.files, loaded.patch.clone(), engines, &process.lifecycle)
-        .with_context(|| format!("model `{}`", loaded.files.name()))
+    Ok(Tokenizer::start(config, &loaded.files, loaded.patch.clone(), engines, &process.lifecycle)?)
 }
 
 /// Starts a gateway on a socket.

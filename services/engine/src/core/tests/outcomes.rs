@@ -357,7 +357,7 @@ fn a_failing_runner_ends_everybody_and_says_why() {
         assert_eq!(running.failure(), Some(Code::Unavailable));
         assert_eq!(arriving.listen().failure(), Some(Code::Unavailable));
         let model = model();
-        let limits = Limits { model: &model, num_slots: NUM_SLOTS };
+        let limits = Limits { model: &model };
         let request = ValidGenerateRequest::new(opening("c"), limits).unwrap();
         assert_eq!(door.start(request, Instant::now()).err().unwrap().code(), Code::Unavailable);
         assert_eq!(door.load(), Load::default());
