@@ -1,7 +1,7 @@
-//! Matrix products: y[m, n] = Σ_k x[m, k] · w[n, k] (+ bias[n]); x and y in f32, w in its own precision.
+//! Matrix products: `y[m, n] = Σ_k x[m, k] · w[n, k] (+ bias[n])`; x and y in f32, w in its own precision.
 //!
 //! A tile of up to 6 rows of x by 64 outputs (24 vectors of sums) walks along k: each step loads 64 weights, widens them
-//! in registers and multiplies them by each row's x[k]. A single row runs through the same code at the speed of memory.
+//! in registers and multiplies them by each row's `x[k]`. A single row runs through the same code at the speed of memory.
 //! One output is `((bias + x[0]·w[0]) + x[1]·w[1]) + …` whatever the tile's height, the thread or the cut of k into
 //! blocks (a block goes on from the sums that the last one left in y): batch-invariant by construction.
 //!

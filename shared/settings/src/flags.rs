@@ -12,7 +12,7 @@ pub struct Flags {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Model directory or hub id ORG/NAME[@REVISION] [default: the demo model in this binary]
+    /// Model directory or hub id ORG/NAME@REVISION [default: the demo model in this binary]
     #[arg(long, alias = "model_name", value_name = "DIR_OR_ID", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,

@@ -165,7 +165,7 @@ fn finish_info(finish: &Finish, fingerprint: &str) -> FinishInfo {
     let timings = &finish.timings;
     FinishInfo {
         sequence_idx: Some(finish.sequence_idx),
-        reason: reason.into(),
+        reason: Some(reason.into()),
         matched,
         completion_tokens: Some(count(finish.num_tokens)),
         timings: Some(common::Timings {

@@ -28,7 +28,7 @@ pub(super) fn generate(output: Output, vocabulary: &Vocabulary) -> GenerateRespo
         }),
         Output::Finish { sequence_idx, reason, matched, timings } => Message::Finish(FinishInfo {
             sequence_idx: Some(count(sequence_idx)),
-            reason: finish_reason(reason).into(),
+            reason: Some(finish_reason(reason).into()),
             matched: matched.map(wire_matched),
             timings,
         }),

@@ -207,7 +207,7 @@ pub(super) fn logprobs(token_id: u32, logprob: Option<f32>) -> TokenLogprobs {
 fn finish(sequence: u32, reason: FinishReason, completion_tokens: u32, matched: Option<Matched>) -> Message {
     Message::Finish(FinishInfo {
         sequence_idx: Some(sequence),
-        reason: reason.into(),
+        reason: Some(reason.into()),
         completion_tokens: Some(completion_tokens),
         matched,
         ..FinishInfo::default()
