@@ -266,7 +266,7 @@ def check_restricted(tally, name, pod):
 
 
 def check_drain(tally, name, pod, container):
-    drain = next(int(arg.split("=")[1]) for arg in container["args"] if arg.startswith("--drain-timeout="))
+    drain = next(int(arg.split("=")[1]) for arg in container["args"] if arg.startswith("--drain-timeout-s="))
     sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     tally.check(
         pod["terminationGracePeriodSeconds"] == sleep + drain + 10,

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fused_testkit::{Server, events};
 use futures_util::StreamExt;
@@ -59,4 +59,37 @@ async fn the_grace_time_is_kept() {
     let (status, log) = server.wait().unwrap();
     assert!(status.success(), "{status}: {log}");
     assert!(started.elapsed().as_secs() < 12, "took {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_the_three_ends_well_under_load() {
+    let start = |arguments: &[&str]| {
+        let arguments = [arguments, &["--drain-timeout", "1"]].concat();
+        Server::start(Path::new(env!("CARGO_BIN_EXE_fused")), &arguments, &[]).unwrap()
+    };
+    let engine = start(&["engine", "--grpc-port", "0"]);
+    let tokenizer = start(&["tokenizer", "--grpc-port", "0", "--engine", &engine.urls[0]]);
+    let gateway = start(&["gateway", "--port", "0", "--tokenizer", &tokenizer.urls[0]]);
+    let request = json!({"prompt": "<|endoftext|># tar\n\n>", "max_tokens": 1000, "n": 48, "temperature": 0,
+        "ignore_eos": true, "stream": true});
+    let started = Instant::now();
+    let running = loop {
+        let answer = gateway.http.post(gateway.url("/v1/completions")).json(&request).send().await.unwrap();
+        if answer.status() == 200 {
+            break answer;
+        }
+        // The three have not found each other yet.
+        assert!(started.elapsed().as_secs() < 20, "{}", answer.text().await.unwrap());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let mut chunks = running.bytes_stream();
+    chunks.next().await.unwrap().unwrap();
+    // Nobody reads the stream from here on: that must not hold up anybody's end.
+    for server in [&gateway, &tokenizer, &engine] {
+        server.terminate().unwrap();
+    }
+    for server in [gateway, tokenizer, engine] {
+        let (status, log) = server.wait().unwrap();
+        assert!(status.success(), "{status}: {log}");
+    }
 }

@@ -133,7 +133,7 @@ lifecycle:
 {{- end -}}
 
 {{- define "fused.commonArgs" -}}
-- --drain-timeout={{ int .root.Values.drain.timeoutSeconds }}
+- --drain-timeout-s={{ int .root.Values.drain.timeoutSeconds }}
 - --log-format=json
 {{- with .root.Values.telemetry.otlpEndpoint }}
 - --otlp-endpoint={{ . }}
