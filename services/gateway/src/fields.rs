@@ -183,7 +183,8 @@ impl NumberRange {
 pub(crate) fn parse<T: Kind>(path: &str, value: &RawValue) -> Result<T> {
     serde_json::from_str(value.get()).map_err(|error| {
         // The one string that is none: half of a surrogate pair, escaped.
-        if error.to_string().contains("surrogate") {
+        let message = error.to_string();
+        if message.contains("surrogate") || message.contains("hex escape") {
             return Error::invalid(
                 path,
                 format!("{path} holds half of a surrogate pair, which is no character"),
