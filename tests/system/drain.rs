@@ -16,7 +16,8 @@ fn serve(drain_timeout: &str) -> Server {
 #[tokio::test(flavor = "multi_thread")]
 async fn running_requests_finish_and_new_ones_are_refused() {
     let server = serve("30");
-    let request = json!({"prompt": "<|endoftext|># tar\n\n>", "max_tokens": 900, "temperature": 0,
+    // Long enough for the refusals below to fall into it.
+    let request = json!({"prompt": "<|endoftext|># tar\n\n>", "max_tokens": 900, "n": 8, "temperature": 0,
         "ignore_eos": true, "stream": true});
     let running = server.http.post(server.url("/v1/completions")).json(&request).send().await.unwrap();
     let mut chunks = running.bytes_stream();
