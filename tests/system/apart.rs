@@ -146,10 +146,16 @@ async fn an_engine_with_another_vocabulary_is_not_used() {
     let engine = start(&["engine", "--grpc-port", "0", "--patch-vocabulary", "none"]);
     let tokenizer = start(&["tokenizer", "--grpc-port", "0", "--engine", &engine.urls[0]]);
     let gateway = start(&["gateway", "--port", "0", "--tokenizer", &tokenizer.urls[0]]);
+    // Longer than a right engine needs to be found.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let (status, answer) =
         gateway.post("/v1/completions", &json!({"prompt": "x", "max_tokens": 1})).await.unwrap();
-    assert!(status >= 500, "{answer}");
+    assert_eq!(status, 503, "{answer}");
     assert_eq!(gateway.get("/ready").await.unwrap().0, 503);
+    // And that it is the vocabulary stands in the tokenizer's log, with both fingerprints.
+    tokenizer.terminate().unwrap();
+    let (_, log) = tokenizer.wait().unwrap();
+    assert!(log.contains("has the vocabulary") && log.contains("but the tokenizer has"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use fused_lifecycle::Lifecycle;
 use fused_proto::engine::v1::engine_server::EngineServer;
+use fused_transport::MAX_MESSAGE_BYTES;
 use fused_vocabulary::TokenId;
 
 use crate::core::{self, CoreConfig, Failure};
@@ -69,7 +70,7 @@ impl Engine {
     /// The gRPC service, to be added to a router.
     #[must_use]
     pub fn service(&self) -> EngineServer<EngineService> {
-        EngineServer::new(self.service.clone())
+        EngineServer::new(self.service.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// The model.

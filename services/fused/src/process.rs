@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use fused_lifecycle::{Lifecycle, shutdown_signal};
+use fused_lifecycle::{Lifecycle, ShutdownSignals};
 use fused_settings::Settings;
 use fused_telemetry::{Metrics, Telemetry};
 
@@ -58,6 +58,7 @@ where
     F: Future<Output = anyhow::Result<Failure>>,
 {
     let drain_timeout = Duration::from_secs(settings.drain_timeout_s);
+    let mut signals = ShutdownSignals::install()?;
     let process = Arc::new(Process {
         settings: Arc::new(settings),
         lifecycle: Lifecycle::new(),
@@ -68,15 +69,15 @@ where
     // A signal that comes while the model loads ends the process at once: there is nothing to drain.
     let failure = tokio::select! {
         built = build(process) => built?,
-        signal = shutdown_signal() => {
-            tracing::info!(signal = signal?, "told to end while starting");
+        signal = signals.next() => {
+            tracing::info!(signal, "told to end while starting");
             return Ok(());
         }
     };
     let failed = tokio::select! {
-        signal = shutdown_signal() => {
+        signal = signals.next() => {
             tracing::info!(
-                signal = signal?,
+                signal,
                 requests = lifecycle.num_requests(),
                 grace_s = drain_timeout.as_secs(),
                 "draining: no new requests, running ones may finish"
@@ -89,8 +90,8 @@ where
     let grace = if failed.is_some() { Duration::ZERO } else { drain_timeout };
     let shut_down = tokio::select! {
         shut_down = lifecycle.shut_down(grace, STOP_GRACE) => shut_down,
-        signal = shutdown_signal() => {
-            tracing::warn!(signal = signal?, requests = lifecycle.num_requests(), "told again: ended without draining");
+        signal = signals.next() => {
+            tracing::warn!(signal, requests = lifecycle.num_requests(), "told again: ended without draining");
             return Ok(());
         }
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fused_proto::common::v1::ModelInfo;
 use fused_proto::text::v1::GetModelRequest;
 use fused_proto::text::v1::text_generation_client::TextGenerationClient;
+use fused_proto::text::v1::text_generation_server::SERVICE_NAME;
 use fused_status::{Code, Error};
 use fused_transport::MAX_MESSAGE_BYTES;
 use tokio::sync::watch;
@@ -20,7 +21,6 @@ use tracing::Span;
 
 use crate::events;
 
-const HEALTH_SERVICE: &str = "fused.text.v1.TextGeneration";
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Hexadecimal digits of the vocabulary's fingerprint that clients see.
@@ -123,7 +123,7 @@ impl Backend {
     }
 
     async fn check(&self) -> Readiness {
-        let request = HealthCheckRequest { service: HEALTH_SERVICE.to_owned() };
+        let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
         let Ok(answer) = self.health.clone().check(request).await else {
             return Readiness::NotReady("the text service cannot be reached");
         };

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
-pub use signal::shutdown_signal;
+pub use signal::ShutdownSignals;
 
 /// The stages of a process, its tasks and the requests in flight.
 #[derive(Clone, Debug, Default)]

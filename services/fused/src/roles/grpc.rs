@@ -5,9 +5,10 @@ use anyhow::Context;
 use fused_engine::Engine;
 use fused_lifecycle::Lifecycle;
 use fused_proto::FILE_DESCRIPTOR_SET;
+use fused_proto::engine::v1::engine_server::SERVICE_NAME as ENGINE_SERVICE;
+use fused_proto::text::v1::text_generation_server::SERVICE_NAME as TEXT_SERVICE;
 use fused_settings::Settings;
 use fused_tokenizer::{Readiness, Tokenizer};
-use fused_transport::MAX_MESSAGE_BYTES;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -19,9 +20,6 @@ use tonic_health::server::HealthReporter;
 
 use crate::http_server;
 use crate::process::Process;
-
-const TEXT_SERVICE: &str = "fused.text.v1.TextGeneration";
-const ENGINE_SERVICE: &str = "fused.engine.v1.Engine";
 
 /// Binds the settings' host and a port.
 pub(crate) async fn bind(settings: &Settings, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
@@ -84,24 +82,14 @@ impl Served {
     }
 
     pub(crate) fn with_text(mut self, tokenizer: &Tokenizer) -> Self {
-        self.routes.add_service(
-            tokenizer
-                .service()
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES),
-        );
+        self.routes.add_service(tokenizer.service());
         let reports = report_text(self.health.clone(), tokenizer.ready(), self.lifecycle.clone());
         self.lifecycle.spawn("text health", reports);
         self
     }
 
     pub(crate) fn with_engine(mut self, engine: &Engine) -> Self {
-        self.routes.add_service(
-            engine
-                .service()
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES),
-        );
+        self.routes.add_service(engine.service());
         let reports = report_engine(self.health.clone(), engine.failed(), self.lifecycle.clone());
         self.lifecycle.spawn("engine health", reports);
         self

@@ -36,7 +36,8 @@ pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
     };
     let mut banner = Banner::new(&http, "OpenAI API")?;
     let loaded = Loaded::new(settings, Wanted::Everything).await?;
-    if grpc.is_some() && !(settings.api_key.is_empty() && settings.api_key_file.is_none()) {
+    let is_open = settings.api_key.is_empty() && settings.api_key_file.is_none();
+    if grpc.is_some() && !is_open {
         tracing::warn!("the gRPC port asks for no API key: let only the gateway's own network reach it");
     }
     let (text, failure) = start_in_process(&process, loaded, grpc, &mut banner).await?;
@@ -44,7 +45,7 @@ pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
     // What is printed next invites requests.
     let ready = tokio::time::timeout(JOIN_TIMEOUT, gateway.wait_ready());
     ready.await.context("the gateway cannot use the tokenizer of its own process")?;
-    banner.with_example(process.settings.api_key.is_empty()).print()?;
+    banner.with_example(is_open).print()?;
     Ok(failure)
 }
 
