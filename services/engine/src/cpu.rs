@@ -91,7 +91,7 @@ fn dtype_name(dtype: Dtype) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use fused_vocabulary::{Mode, NToken, PatchContent, Removed};
+    use fused_vocabulary::{Mode, NToken, PatchContent, Removed, Segmentation};
 
     use super::*;
 
@@ -101,6 +101,7 @@ mod tests {
         let content = PatchContent {
             base_tokenizer: fused_vocabulary::fingerprint(&tokenizer(), None).unwrap(),
             mode: Mode::Replace,
+            segmentation: Segmentation::Greedy,
             model_ids: [Some(0), Some(1), Some(2), None, Some(4)].map(|id| id.map(TokenId)).into(),
             removed: vec![Removed { id: TokenId(3), parts: parts.clone(), text: String::new() }],
             n_tokens: vec![NToken { id: TokenId(3), base: parts, text: String::new() }],

@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use anyhow::Context;
 use serde_json::Value;
@@ -27,15 +28,16 @@ pub fn golden(name: &str) -> anyhow::Result<Value> {
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-/// A corpus file, such as `tldr/heldout.txt`, of the data folder beside the repository (or the one that
-/// `FUSED_TEST_DATA` names, unpacked); `None` where there is no such folder, after saying so.
+/// A file or folder, such as `corpora/tldr/heldout.txt`, of the data beside the repository (or of the folder that
+/// `FUSED_TEST_DATA` names, unpacked); `None` where it is not there, after saying so.
 #[must_use]
-pub fn corpus(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("FUSED_TEST_DATA").map(PathBuf::from).or_else(unpack);
-    let path = folder.map(|folder| folder.join("corpora").join(name)).filter(|path| path.is_file());
+pub fn test_data(name: &str) -> Option<PathBuf> {
+    static FOLDER: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("FUSED_TEST_DATA").map(PathBuf::from).or_else(unpack));
+    let path = FOLDER.as_ref().map(|folder| folder.join(name)).filter(|path| path.exists());
     if path.is_none() {
         // Not by a macro: the test harness would swallow it, and a skipped test must be seen to be skipped.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: no corpus {name} (set FUSED_TEST_DATA)");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no {name} (set FUSED_TEST_DATA)");
     }
     path
 }

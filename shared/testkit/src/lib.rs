@@ -4,6 +4,6 @@ mod data;
 mod server;
 mod sse;
 
-pub use data::{corpus, golden, model_dir, repository};
+pub use data::{golden, model_dir, repository, test_data};
 pub use server::{Finished, Server, run_to_end};
 pub use sse::{Events, events};

@@ -23,7 +23,7 @@ mod vocabulary;
 pub use decoder::{Decoder, SpecialText};
 pub use error::Error;
 pub use fingerprint::{Fingerprint, fingerprint};
-pub use patch::{Mode, NToken, PatchContent, PatchVocabulary, Removed, Row};
+pub use patch::{Mode, NToken, PatchContent, PatchVocabulary, Removed, Row, Segmentation};
 pub use token::TokenId;
 pub use vocabulary::{Encoding, SpecialTokens, Vocabulary};
 

@@ -1,7 +1,7 @@
 use fused_checkpoint::ModelFiles;
 use fused_kernels::Elements;
 use fused_testkit::model_dir;
-use fused_vocabulary::{Mode, NToken, PatchContent, Removed, Row, TokenId};
+use fused_vocabulary::{Mode, NToken, PatchContent, Removed, Row, Segmentation, TokenId};
 
 use super::*;
 
@@ -26,6 +26,7 @@ fn patch(base_vocab_size: u32) -> PatchVocabulary {
     PatchVocabulary::new(PatchContent {
         base_tokenizer: "07".repeat(32).parse().unwrap(),
         mode: Mode::Replace,
+            segmentation: Segmentation::Greedy,
         model_ids,
         removed: removed
             .map(|id| Removed { id: TokenId(id), parts: tokens(&[1, 2]), text: String::new() })

@@ -13,7 +13,9 @@ mod removal;
 use std::fmt;
 
 use crate::base::{BaseTokenizer, TokenizerJson};
-use crate::{Mode, NToken, PatchContent, PatchVocabulary, Removed, Result, TokenId, Vocabulary};
+use crate::{
+    Mode, NToken, PatchContent, PatchVocabulary, Removed, Result, Segmentation, TokenId, Vocabulary,
+};
 
 /// The longest n-token that is built, in base tokens: longer ones are rare, and harder for a model to learn.
 const MAX_BUILT_N: usize = 12;
@@ -89,6 +91,7 @@ fn content(
     PatchContent {
         base_tokenizer: base.hash(),
         mode: Mode::Replace,
+        segmentation: Segmentation::Greedy,
         model_ids,
         n_tokens: n_tokens.map(|(base, (id, _))| NToken { id: *id, text: text(&base), base }).collect(),
         removed: removed.into_iter().map(|(id, parts)| Removed { id, text: text(&[id]), parts }).collect(),

@@ -28,6 +28,26 @@ impl Mode {
     }
 }
 
+/// Which of the possible sequences of n-tokens and base tokens a text becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Segmentation {
+    /// From left to right, at each place the first n-token of the list that matches, however short it is: what
+    /// AdaptiVocab's own code does.
+    Greedy,
+    /// The fewest tokens; of equally short ones the one whose n-tokens stand earlier in the list.
+    Optimal,
+}
+
+impl Segmentation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Greedy => "greedy",
+            Self::Optimal => "optimal",
+        }
+    }
+}
+
 /// A base token that the adapted model does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
@@ -57,6 +77,8 @@ pub struct PatchContent {
     pub base_tokenizer: Fingerprint,
     /// Replace or extend.
     pub mode: Mode,
+    /// Greedy or optimal.
+    pub segmentation: Segmentation,
     /// By base id: the model id, or none for a removed token.
     pub model_ids: Vec<Option<TokenId>>,
     /// Removed base tokens, by ascending id.
@@ -75,8 +97,9 @@ pub(super) enum Origin {
 
 impl PatchContent {
     pub(super) fn fingerprint(&self) -> Fingerprint {
-        let mut hash = Hasher::new("fused patch vocabulary 1");
+        let mut hash = Hasher::new("fused patch vocabulary 2");
         hash.fingerprint(self.base_tokenizer);
+        hash.text(self.segmentation.name());
         // No base id may have this model id: it says "removed".
         hash.numbers(self.model_ids.iter().map(|id| id.map_or(u32::MAX, |id| id.0)));
         for removed in &self.removed {

@@ -1,29 +1,28 @@
-//! The file format, version 1. JSON, one object:
+//! The file format, version 2. JSON, one object:
 //!
 //! | key | value |
 //! |---|---|
 //! | `format` | `"fused-patch-vocabulary"` |
-//! | `version` | `1` |
+//! | `version` | `2` |
 //! | `base_tokenizer_sha256` | hash of the base tokenizer's canonical form (see [`crate::fingerprint()`]) |
 //! | `base_vocab_size` | largest base id and one |
 //! | `vocab_size` | ids of the adapted model |
 //! | `mode` | `"replace"` or `"extend"` |
-//! | `segmentation` | `"greedy"`: at each place the first n-token of the list that matches |
+//! | `segmentation` | `"greedy"` or `"optimal"`, see [`Segmentation`] |
 //! | `kept` | runs `[base id, model id, count]` of kept base tokens, ascending by base id |
 //! | `removed` | `{"id": base id, "parts": [base ids], "text": …}`, ascending by id |
 //! | `n_tokens` | `{"id": model id, "base": [base ids], "text": …}`, in rank order |
-//! | `fingerprint` | SHA-256 over base tokenizer hash, kept, removed and n-tokens; texts are left out of it |
+//! | `fingerprint` | SHA-256 over base tokenizer hash, segmentation, kept, removed and n-tokens; texts are left out of it |
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Mode, NToken, PatchContent, PatchVocabulary, Removed};
+use super::{Mode, NToken, PatchContent, PatchVocabulary, Removed, Segmentation};
 use crate::base::MAX_VOCAB_SIZE;
 use crate::{Error, Fingerprint, Result, TokenId};
 
 const FORMAT: &str = "fused-patch-vocabulary";
-const VERSION: u32 = 1;
-const SEGMENTATION: &str = "greedy";
+const VERSION: u32 = 2;
 const FILE: &str = "patch_vocabulary.json";
 /// The largest file that is parsed: a quarter of a million n-tokens fit.
 const MAX_BYTES: usize = 64 << 20;
@@ -37,7 +36,7 @@ struct File {
     base_vocab_size: u32,
     vocab_size: u32,
     mode: Mode,
-    segmentation: String,
+    segmentation: Segmentation,
     kept: Vec<Run>,
     removed: Vec<RemovedEntry>,
     n_tokens: Vec<NTokenEntry>,
@@ -76,13 +75,13 @@ impl PatchVocabulary {
         let file: File = serde_json::from_slice(json).map_err(|source| Error::Json { file: FILE, source })?;
         expect("format", file.format.as_str(), FORMAT)?;
         expect("version", &file.version, &VERSION)?;
-        expect("segmentation", file.segmentation.as_str(), SEGMENTATION)?;
         let model_ids = model_ids(&file.kept, file.base_vocab_size, &file.removed)?;
         let removed = file.removed.into_iter().map(|e| Removed { id: e.id, parts: e.parts, text: e.text });
         let n_tokens = file.n_tokens.into_iter().map(|e| NToken { id: e.id, base: e.base, text: e.text });
         let patch = Self::new(PatchContent {
             base_tokenizer: file.base_tokenizer_sha256,
             mode: file.mode,
+            segmentation: file.segmentation,
             model_ids,
             removed: removed.collect(),
             n_tokens: n_tokens.collect(),
@@ -110,7 +109,7 @@ impl PatchVocabulary {
             ("base_vocab_size", self.base_vocab_size().to_string()),
             ("vocab_size", self.vocab_size().to_string()),
             ("mode", Value::from(content.mode.name()).to_string()),
-            ("segmentation", Value::from(SEGMENTATION).to_string()),
+            ("segmentation", Value::from(content.segmentation.name()).to_string()),
             ("kept", lines(kept)),
             ("removed", lines(removed)),
             ("n_tokens", lines(n_tokens)),
@@ -190,6 +189,7 @@ mod tests {
         PatchContent {
             base_tokenizer: crate::fingerprint(b"{}", None).unwrap(),
             mode: Mode::Replace,
+            segmentation: Segmentation::Greedy,
             model_ids: [Some(0), None, Some(2), Some(4), None].map(|id| id.map(TokenId)).to_vec(),
             removed: vec![
                 Removed { id: TokenId(1), parts: ids(&[0, 2]), text: "ac".into() },
@@ -238,8 +238,8 @@ mod tests {
     fn a_broken_rule_is_refused_by_the_fields_name() {
         let cases: &[(&str, Value, &str)] = &[
             ("/format", json!("other"), "format"),
-            ("/version", json!(2), "version"),
-            ("/segmentation", json!("optimal"), "segmentation"),
+            ("/version", json!(1), "version"),
+            ("/segmentation", json!("optimal"), "fingerprint"),
             ("/base_vocab_size", json!(6), "base_vocab_size"),
             ("/base_vocab_size", json!(4_000_000_000_u32), "base_vocab_size"),
             ("/vocab_size", json!(6), "vocab_size"),

@@ -6,7 +6,7 @@ mod file;
 use std::fmt;
 
 use content::Origin;
-pub use content::{Mode, NToken, PatchContent, Removed};
+pub use content::{Mode, NToken, PatchContent, Removed, Segmentation};
 
 use crate::{Fingerprint, Result, TokenId};
 
@@ -58,6 +58,12 @@ impl PatchVocabulary {
         self.content.mode
     }
 
+    /// Which of the possible sequences of tokens a text becomes.
+    #[must_use]
+    pub fn segmentation(&self) -> Segmentation {
+        self.content.segmentation
+    }
+
     /// Ids of the base tokenizer: its largest id and one.
     #[must_use]
     pub fn base_vocab_size(&self) -> usize {
@@ -76,7 +82,7 @@ impl PatchVocabulary {
         &self.content.removed
     }
 
-    /// The n-tokens in rank order: of those that match at a place in the text, the first one stands there.
+    /// The n-tokens in rank order, which [`Segmentation`] gives its meaning.
     #[must_use]
     pub fn n_tokens(&self) -> &[NToken] {
         &self.content.n_tokens

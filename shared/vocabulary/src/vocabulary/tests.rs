@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::build::{BuildRequest, build};
-use crate::{Mode, NToken, PatchContent, Removed};
+use crate::{Mode, NToken, PatchContent, Removed, Segmentation};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -55,7 +55,8 @@ fn with_common_tokens_removed(patch: &PatchVocabulary) -> PatchVocabulary {
     let mut model_ids: Vec<_> = (0..8192).map(|id| Some(TokenId(id))).collect();
     removed.iter().for_each(|removed| model_ids[removed.id.row()] = None);
     let base_tokenizer = patch.base_tokenizer();
-    PatchVocabulary::new(PatchContent { base_tokenizer, mode: Mode::Replace, model_ids, removed, n_tokens })
+    let (mode, segmentation) = (Mode::Replace, Segmentation::Greedy);
+    PatchVocabulary::new(PatchContent { base_tokenizer, mode, segmentation, model_ids, removed, n_tokens })
         .unwrap()
 }
 
@@ -207,6 +208,7 @@ fn a_patch_that_contradicts_the_tokenizer_is_refused_by_the_fields_name() {
     let good = || PatchContent {
         base_tokenizer: demo().fingerprint(),
         mode: Mode::Replace,
+        segmentation: Segmentation::Greedy,
         model_ids: (0..8192).map(|id| Some(TokenId(id))).collect(),
         removed: vec![Removed {
             id: id("Ġthe"),
