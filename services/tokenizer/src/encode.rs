@@ -27,10 +27,27 @@ impl EncodePool {
         Ok(Self { threads, places: Arc::new(Semaphore::new(num_places)) })
     }
 
-    /// Runs a piece of work on a thread of the pool.
+    /// Lets a piece of work run on a thread of the pool. A panic in it ends it and nothing else.
     ///
     /// # Errors
-    /// `QueueFull` at once where no place is free; what the work itself answers.
+    /// `QueueFull` at once where no place is free.
+    pub(crate) fn spawn(&self, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return Err(Error::new(Code::QueueFull, "too many texts are waiting to be encoded; try again"));
+        };
+        self.threads.spawn_fifo(move || {
+            let _place = place;
+            // A fault in a template engine or tokenizer must not take the process along, as rayon would have it. Whoever
+            // waits for the work sees that it is gone.
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
+        });
+        Ok(())
+    }
+
+    /// Runs a piece of work on a thread of the pool and waits for its answer.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn); what the work itself answers.
     ///
     /// # Cancel safety
     /// Work whose caller is gone before it begins is not done.
@@ -38,21 +55,13 @@ impl EncodePool {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            return Err(Error::new(Code::QueueFull, "too many texts are waiting to be encoded; try again"));
-        };
         let (answer, answered) = oneshot::channel();
-        self.threads.spawn_fifo(move || {
-            let _place = place;
-            if answer.is_closed() {
-                return;
-            }
-            // A fault in a template engine or tokenizer must not take the process along, as rayon would have it.
-            if let Ok(result) = std::panic::catch_unwind(AssertUnwindSafe(work)) {
+        self.spawn(move || {
+            if !answer.is_closed() {
                 // The caller may have gone meanwhile.
-                let _ = answer.send(result);
+                let _ = answer.send(work());
             }
-        });
+        })?;
         answered.await.unwrap_or_else(|gone| {
             events::encoder_panicked();
             Err(Error::internal(&gone))

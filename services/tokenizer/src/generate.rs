@@ -14,6 +14,7 @@ use crate::detokenize::{Logprobs, Piece, PlacedToken, SampledToken, Sequence};
 use crate::engines::{EngineRequest, EngineStream, Event, Finish, FinishReason, Matched, Parameters};
 use crate::events::{self, InFlight};
 use crate::prompt::{Prompt, PromptLimit};
+use crate::prompt_ids::EncodedPrompt;
 use crate::stop::{StopStrings, StopText};
 use crate::tokenizer::Core;
 
@@ -76,8 +77,7 @@ pub(crate) async fn generate(
         Some(num_tokens) => PromptLimit::KeepLast { num_tokens },
         None => PromptLimit::Refuse { max_model_len: model.max_model_len },
     };
-    let prompt = within(request.deadline, core.encoder.encode(&core.pool, request.prompt, limit)).await?;
-    Span::current().record("prompt_tokens", prompt.ids.len());
+    let prompt = within(request.deadline, core.encoder.begin(&core.pool, request.prompt, limit)).await?;
 
     let engine_request = EngineRequest {
         id: request.id,
@@ -85,17 +85,21 @@ pub(crate) async fn generate(
         parameters: request.parameters,
         num_sequences: request.num_sequences,
         deadline: request.deadline,
-        prompt: prompt.ids.as_slice().into(),
+        prompt: prompt.clone(),
     };
-    let (engine, answer) = within(request.deadline, core.fleet.generate(&engine_request)).await?;
+    let answered = within(request.deadline, core.fleet.generate(&engine_request)).await;
+    // A prompt that turned out bad after its beginning: the engine can only have missed its end.
+    let (engine, answer) = answered.map_err(|error| prompt.failure().unwrap_or(error))?;
+    let EncodedPrompt { ids, encoded } = within(request.deadline, prompt.whole()).await?;
+    Span::current().record("prompt_tokens", ids.len());
 
     let usage = Usage {
-        num_prompt_tokens: prompt.ids.len(),
+        num_prompt_tokens: ids.len(),
         num_cached_prompt_tokens: answer.num_cached_tokens,
-        num_prompt_base_tokens: prompt.num_base_tokens,
+        num_prompt_base_tokens: encoded.num_base_tokens,
         ..Usage::default()
     };
-    let ids = engine_request.prompt;
+    let ids: Arc<[TokenId]> = ids.into();
     let echoed = if request.echo || !answer.logprobs.is_empty() {
         let (vocabulary, ids) = (Arc::clone(&core.vocabulary), Arc::clone(&ids));
         let place = move || place_prompt(&vocabulary, &ids, answer.logprobs, request.special);

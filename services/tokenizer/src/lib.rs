@@ -1,7 +1,8 @@
 //! The tokenizer service: text in, text out, over gRPC; token ids to and from an engine. It sees no tensor.
 //!
 //! A request's way: `service` (gRPC in and out, validation) → `generate` (its life, one function) → `prompt` (chat
-//! template, special tokens, encoding, on a bounded CPU pool) → `engines` (which replica, its client) → `detokenize`
+//! template, special tokens, encoding, on a bounded CPU pool, into `prompt_ids`, which are read while they are made) →
+//! `engines` (which replica, its client) → `detokenize`
 //! (ids to whole characters) → `stop` (stop strings) → back out through `service`. Dropping the response stream drops
 //! the engine's stream with it, which frees the engine's memory.
 
@@ -14,6 +15,7 @@ mod error;
 mod events;
 mod generate;
 mod prompt;
+mod prompt_ids;
 mod service;
 mod special_tokens;
 mod stop;

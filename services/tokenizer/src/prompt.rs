@@ -7,7 +7,11 @@ use fused_vocabulary::{SpecialTokens, TokenId, Vocabulary};
 use crate::chat_template::{ChatRequest, ChatTemplates, Conversation};
 use crate::encode::EncodePool;
 use crate::events;
+use crate::prompt_ids::{Encoded, PromptIds, PromptWriter, prompt_ids};
 use crate::special_tokens::Affixes;
+
+/// Text that is encoded between two looks at what has come of it: a millisecond's work.
+const PIECE_BYTES: usize = 16 << 10;
 
 /// What a caller wants continued.
 #[derive(Debug)]
@@ -41,16 +45,6 @@ pub(crate) enum PromptLimit {
     KeepLast { num_tokens: usize },
 }
 
-/// A prompt as the engine takes it.
-#[derive(Debug)]
-pub(crate) struct EncodedPrompt {
-    pub(crate) ids: Vec<TokenId>,
-    /// What the base vocabulary would have taken.
-    pub(crate) num_base_tokens: usize,
-    /// What the chat template made, where one did.
-    pub(crate) rendered: Option<String>,
-}
-
 /// Prompts to token ids.
 pub(crate) struct PromptEncoder {
     pub(crate) vocabulary: Arc<Vocabulary>,
@@ -60,26 +54,40 @@ pub(crate) struct PromptEncoder {
 }
 
 impl PromptEncoder {
-    /// Parses, renders and encodes a prompt, on the pool where there is work to do.
-    pub(crate) async fn encode(
+    /// Parses, renders and encodes a prompt, on the pool where there is work to do. Returns when its first ids are there,
+    /// or all of them: those of a long text go to an engine while its tail is still text.
+    ///
+    /// # Errors
+    /// What is wrong with the prompt, as far as that is known by then; the queue of texts is full.
+    pub(crate) async fn begin(
         self: &Arc<Self>,
         pool: &EncodePool,
         prompt: Prompt,
         limit: PromptLimit,
-    ) -> Result<EncodedPrompt> {
+    ) -> Result<PromptIds> {
+        let (writer, mut ids) = prompt_ids();
         match prompt {
-            Prompt::Tokens(ids) => self.take_ids(ids, limit),
+            Prompt::Tokens(tokens) => {
+                let result = self.take_ids(tokens, limit, &writer);
+                writer.end(result);
+            }
             Prompt::Text(prompt) => {
-                let started = Instant::now();
                 let encoder = Arc::clone(self);
-                let encoded = pool.run(move || encoder.encode_text(prompt, limit)).await?;
-                events::encoded(started.elapsed());
-                Ok(encoded)
+                let started = Instant::now();
+                pool.spawn(move || {
+                    if !writer.is_abandoned() {
+                        let result = encoder.encode_text(prompt, limit, &writer);
+                        events::encoded(started.elapsed());
+                        writer.end(result);
+                    }
+                })?;
             }
         }
+        ids.begun().await?;
+        Ok(ids)
     }
 
-    fn encode_text(&self, prompt: TextPrompt, limit: PromptLimit) -> Result<EncodedPrompt> {
+    fn encode_text(&self, prompt: TextPrompt, limit: PromptLimit, writer: &PromptWriter) -> Result<Encoded> {
         let is_chat = matches!(prompt.source, TextSource::Chat(_));
         let (text, param) = match prompt.source {
             TextSource::Plain(text) => (text, "prompt"),
@@ -87,29 +95,74 @@ impl PromptEncoder {
                 (self.templates.render(&Conversation::try_from(*request)?)?, "messages")
             }
         };
-        self.check_bytes(&text, limit).map_err(|error| error.with_param(param))?;
-        let encoding = self.vocabulary.encode(&text, SpecialTokens::Omit).map_err(|error| {
-            Error::invalid(param, "the tokenizer cannot encode this text").with_cause(&error)
-        })?;
-        let mut ids = encoding.ids;
-        let num_bare = ids.len();
-        if prompt.special_tokens == SpecialTokens::Add {
-            self.affixes.wrap(&mut ids);
-        }
-        let num_base_tokens = encoding.num_base_tokens + ids.len() - num_bare;
-        let encoded = EncodedPrompt { ids, num_base_tokens, rendered: is_chat.then_some(text) };
-        self.apply(limit, encoded).map_err(|error| error.with_param(param))
+        let bare = Affixes::default();
+        let affixes = if prompt.special_tokens == SpecialTokens::Add { &self.affixes } else { &bare };
+        let num_base_tokens = self
+            .check_bytes(&text, limit)
+            .and_then(|()| self.encode_pieces(&text, affixes, limit, writer))
+            .map_err(|error| error.with_param(param))?;
+        Ok(Encoded { num_base_tokens, rendered: is_chat.then_some(text) })
     }
 
-    fn take_ids(&self, ids: Vec<TokenId>, limit: PromptLimit) -> Result<EncodedPrompt> {
+    /// Writes the ids of a text, those of a long one bit by bit, and counts the tokens of the base vocabulary.
+    fn encode_pieces(
+        &self,
+        text: &str,
+        affixes: &Affixes,
+        limit: PromptLimit,
+        writer: &PromptWriter,
+    ) -> Result<usize> {
+        let failed = |error: fused_vocabulary::Error| {
+            Error::new(Code::InvalidArgument, "the tokenizer cannot encode this text").with_cause(&error)
+        };
+        let mut encoder = self.vocabulary.encoder();
+        let (mut ids, mut num_written, mut num_around) = (Vec::new(), 0, 0);
+        let mut rest = text;
+        while rest.len() > PIECE_BYTES {
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+            encoder.push(piece, &mut ids).map_err(failed)?;
+            rest = after;
+            match limit {
+                PromptLimit::Refuse { max_model_len } if ids.len() > max_model_len => {
+                    return Err(too_long(max_model_len, &format!("over {max_model_len} tokens")));
+                }
+                PromptLimit::Refuse { .. } if ids.len() > affixes.num_before() => {
+                    if num_written == 0 {
+                        num_around += affixes.begin(&mut ids);
+                    }
+                    writer.extend(&ids[num_written..]);
+                    num_written = ids.len();
+                }
+                // There is nothing yet, or what is kept is known at the end.
+                PromptLimit::Refuse { .. } | PromptLimit::None | PromptLimit::KeepLast { .. } => {}
+            }
+            if writer.is_abandoned() {
+                return Err(Error::new(Code::Cancelled, "the client has gone"));
+            }
+        }
+        encoder.push(rest, &mut ids).map_err(failed)?;
+        let num_base_tokens = encoder.finish(&mut ids).map_err(failed)?;
+        if num_written == 0 {
+            num_around += affixes.begin(&mut ids);
+        }
+        num_around += affixes.end(&mut ids);
+        let num_kept = self.kept(limit, ids.len())?;
+        let kept = &ids[ids.len() - num_kept..];
+        writer.extend(&kept[num_written..]);
+        let is_cut = num_kept < ids.len();
+        Ok(if is_cut { self.num_base_tokens(kept) } else { num_base_tokens + num_around })
+    }
+
+    fn take_ids(&self, ids: Vec<TokenId>, limit: PromptLimit, writer: &PromptWriter) -> Result<Encoded> {
         let vocab_size = self.vocabulary.vocab_size();
         if let Some(id) = ids.iter().find(|id| id.row() >= vocab_size) {
             let message = format!("token id {id} is out of range: the vocabulary has {vocab_size} tokens");
             return Err(Error::invalid("prompt", message));
         }
-        let num_base_tokens = self.num_base_tokens(&ids);
-        self.apply(limit, EncodedPrompt { ids, num_base_tokens, rendered: None })
-            .map_err(|error| error.with_param("prompt"))
+        let num_kept = self.kept(limit, ids.len()).map_err(|error| error.with_param("prompt"))?;
+        let kept = &ids[ids.len() - num_kept..];
+        writer.extend(kept);
+        Ok(Encoded { num_base_tokens: self.num_base_tokens(kept), rendered: None })
     }
 
     /// Refuses, before any tokenizing, a text that cannot fit even if every token in it were the longest there is.
@@ -126,19 +179,15 @@ impl PromptEncoder {
         Ok(())
     }
 
-    fn apply(&self, limit: PromptLimit, mut encoded: EncodedPrompt) -> Result<EncodedPrompt> {
-        let num_tokens = encoded.ids.len();
+    /// How many of a prompt's tokens are kept: the last ones.
+    fn kept(&self, limit: PromptLimit, num_tokens: usize) -> Result<usize> {
         match limit {
             _ if num_tokens == 0 => Err(Error::new(Code::InvalidArgument, "the prompt is empty")),
             PromptLimit::Refuse { max_model_len } if num_tokens > max_model_len => {
                 Err(too_long(max_model_len, &format!("{num_tokens} tokens")))
             }
-            PromptLimit::KeepLast { num_tokens: num_kept } if num_tokens > num_kept => {
-                encoded.ids.drain(..num_tokens - num_kept);
-                encoded.num_base_tokens = self.num_base_tokens(&encoded.ids);
-                Ok(encoded)
-            }
-            _ => Ok(encoded),
+            PromptLimit::KeepLast { num_tokens: num_kept } => Ok(num_kept.min(num_tokens)),
+            PromptLimit::None | PromptLimit::Refuse { .. } => Ok(num_tokens),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::tokenizer_config::{TokenText, TokenizerConfig};
 /// This is the only place that adds them: texts are always encoded bare. What the tokenizer's post-processor would add
 /// is found once, at start; `add_bos_token` and `add_eos_token` of `tokenizer_config.json` overrule it, as transformers
 /// has it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Affixes {
     before: Vec<TokenId>,
     after: Vec<TokenId>,
@@ -41,15 +41,29 @@ impl Affixes {
         Ok(affixes)
     }
 
-    /// Sets the tokens around a text, but none that the text itself has written there: two beginnings of sequence are
-    /// never what a caller wants.
-    pub(crate) fn wrap(&self, ids: &mut Vec<TokenId>) {
-        if !ids.starts_with(&self.before) {
-            ids.splice(0..0, self.before.iter().copied());
+    /// Tokens before a text.
+    pub(crate) fn num_before(&self) -> usize {
+        self.before.len()
+    }
+
+    /// Sets the tokens before a text, whose first ids, more than [`num_before`](Self::num_before) or all, are there; but
+    /// none that the text itself has written there: two beginnings of sequence are never what a caller wants. Returns how
+    /// many were set.
+    pub(crate) fn begin(&self, ids: &mut Vec<TokenId>) -> usize {
+        if ids.starts_with(&self.before) {
+            return 0;
         }
-        if !ids.ends_with(&self.after) {
-            ids.extend_from_slice(&self.after);
+        ids.splice(0..0, self.before.iter().copied());
+        self.before.len()
+    }
+
+    /// Sets the tokens after a text, likewise.
+    pub(crate) fn end(&self, ids: &mut Vec<TokenId>) -> usize {
+        if ids.ends_with(&self.after) {
+            return 0;
         }
+        ids.extend_from_slice(&self.after);
+        self.after.len()
     }
 }
 
@@ -95,7 +109,9 @@ mod tests {
         let config: TokenizerConfig = serde_json::from_value(config).unwrap();
         let vocabulary = vocabulary();
         let mut ids = vocabulary.encode(text, SpecialTokens::Omit).unwrap().ids;
-        Affixes::load(&vocabulary, &config).unwrap().wrap(&mut ids);
+        let affixes = Affixes::load(&vocabulary, &config).unwrap();
+        let num_bare = ids.len();
+        assert_eq!(affixes.begin(&mut ids) + affixes.end(&mut ids), ids.len() - num_bare);
         ids.into_iter().map(|id| id.0).collect()
     }
 

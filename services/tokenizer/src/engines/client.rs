@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use fused_proto::common::v1::{
@@ -13,15 +12,15 @@ use fused_proto::engine::v1::{
 };
 use fused_status::{Code, Error, Result};
 use fused_vocabulary::{Fingerprint, TokenId};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use tracing::Span;
 
 use crate::detokenize::{Logprobs, SampledToken};
+use crate::prompt_ids::PromptIds;
 
-/// Prompt tokens a message: the engine prefills the first while later ones are on their way.
-const CHUNK_TOKENS: usize = 512;
 /// The largest message from an engine: a long prompt's log-probabilities come in one.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// How long an engine may take to say which model it has.
@@ -45,7 +44,7 @@ pub(crate) struct EngineRequest {
     pub(crate) parameters: Parameters,
     pub(crate) num_sequences: usize,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) prompt: Arc<[TokenId]>,
+    pub(crate) prompt: PromptIds,
 }
 
 /// The engine's first answer.
@@ -133,7 +132,7 @@ impl Client {
         request: &EngineRequest,
         load: super::fleet::Load,
     ) -> std::result::Result<(EngineStream, PromptAnswer), NotTaken> {
-        let mut outgoing = Request::new(tokio_stream::iter(messages(request)));
+        let mut outgoing = Request::new(messages(request));
         fused_telemetry::grpc::inject(&Span::current(), outgoing.metadata_mut());
         let answer = self.0.clone().generate(outgoing).await.map_err(|status| not_taken(&status))?;
         let mut messages = answer.into_inner();
@@ -177,7 +176,7 @@ impl EngineStream {
     }
 }
 
-fn messages(request: &EngineRequest) -> impl Iterator<Item = GenerateRequest> + Send + use<> {
+fn messages(request: &EngineRequest) -> impl Stream<Item = GenerateRequest> + Send + use<> {
     let timeout_us = request.deadline.map(|deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
         u64::try_from(left.as_micros()).unwrap_or(u64::MAX)
@@ -192,16 +191,13 @@ fn messages(request: &EngineRequest) -> impl Iterator<Item = GenerateRequest> + 
         num_sequences: u32::try_from(request.num_sequences).ok(),
         timeout_us,
     });
-    let prompt = Arc::clone(&request.prompt);
-    let num_chunks = prompt.len().div_ceil(CHUNK_TOKENS);
-    let chunks = (0..num_chunks).map(move |idx| {
-        let chunk = prompt.iter().skip(idx * CHUNK_TOKENS).take(CHUNK_TOKENS);
-        Sent::Prompt(PromptChunk {
-            token_ids: chunk.map(|id| id.0).collect(),
-            last: Some(idx + 1 == num_chunks),
-        })
-    });
-    std::iter::once(opening).chain(chunks).map(|message| GenerateRequest { message: Some(message) })
+    let chunks = request
+        .prompt
+        .clone()
+        .chunks()
+        .map(|(token_ids, is_last)| Sent::Prompt(PromptChunk { token_ids, last: Some(is_last) }));
+    let messages = stream::once(std::future::ready(opening)).chain(chunks);
+    messages.map(|message| GenerateRequest { message: Some(message) })
 }
 
 fn prompt_answer(info: PromptInfo, num_prompt_tokens: usize) -> Result<PromptAnswer> {

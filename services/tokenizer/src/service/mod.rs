@@ -24,6 +24,7 @@ use crate::engines::Model;
 use crate::events;
 use crate::generate::{Generation, generate};
 use crate::prompt::{Prompt, PromptLimit};
+use crate::prompt_ids::EncodedPrompt;
 use crate::tokenizer::Core;
 
 /// The service `fused.text.v1.TextGeneration`; [`crate::Tokenizer::service`] makes it.
@@ -50,11 +51,11 @@ impl TextService {
         let model = self.model(request.model.as_deref())?;
         let with_texts = request.return_token_texts();
         let prompt = requests::prompt(request.prompt)?;
-        let encoded = self.core.encoder.encode(&self.core.pool, prompt, PromptLimit::None).await?;
+        let EncodedPrompt { ids, encoded } = self.encode(prompt).await?;
         let text = |id: &TokenId| String::from_utf8_lossy(self.core.vocabulary.token_bytes(*id)).into_owned();
         Ok(TokenizeResponse {
-            token_texts: if with_texts { encoded.ids.iter().map(text).collect() } else { Vec::new() },
-            token_ids: encoded.ids.iter().map(|id| id.0).collect(),
+            token_texts: if with_texts { ids.iter().map(text).collect() } else { Vec::new() },
+            token_ids: ids.iter().map(|id| id.0).collect(),
             base_tokens: u32::try_from(encoded.num_base_tokens).ok(),
             max_model_len: model.info.max_model_len,
         })
@@ -80,14 +81,19 @@ impl TextService {
         self.model(request.model.as_deref())?;
         let chat = request.chat.ok_or_else(|| Error::invalid("messages", "the conversation is missing"))?;
         let prompt = Prompt::Text(requests::chat(chat, None));
-        let encoded = self.core.encoder.encode(&self.core.pool, prompt, PromptLimit::None).await?;
-        let token_ids = encoded.ids.iter().map(|id| id.0).collect();
+        let EncodedPrompt { ids, encoded } = self.encode(prompt).await?;
+        let token_ids = ids.iter().map(|id| id.0).collect();
         Ok(RenderChatResponse { text: encoded.rendered, token_ids })
     }
 
     fn get_model(&self, request: &GetModelRequest) -> Result<ModelInfo> {
         let model = self.model(request.model.as_deref())?;
         Ok(ModelInfo { id: Some(model.name.clone()), ..model.info.clone() })
+    }
+
+    async fn encode(&self, prompt: Prompt) -> Result<EncodedPrompt> {
+        let prompt = self.core.encoder.begin(&self.core.pool, prompt, PromptLimit::None).await?;
+        prompt.whole().await
     }
 
     fn admit(&self) -> Result<RequestGuard> {

@@ -83,7 +83,6 @@ impl Key {
     }
 
     /// Multiplied and folded: the table is made once from the vocabulary, so no text can make it collide more.
-    #[expect(clippy::cast_possible_truncation, reason = "a hash")]
     fn hash(self) -> usize {
         let [low, high] = self.0;
         let product = u128::from(low ^ 0x9E37_79B9_7F4A_7C15) * u128::from(high ^ 0xD6E8_FEB8_6659_FD93);
