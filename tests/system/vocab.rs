@@ -53,11 +53,15 @@ impl Rig {
     }
 }
 
-/// Lines of a domain that repeats itself.
+/// Documents of words in an order that repeats pairs often and whole lines never.
 fn documents() -> Vec<String> {
-    (0..40)
-        .map(|idx| format!("# tar\n\n> Archiving utility {idx}.\n- Create an archive from files:\n"))
-        .collect()
+    const WORDS: [&str; 8] = ["list", "files", "in", "the", "current", "directory", "show", "all"];
+    let mut state = 1_usize;
+    let mut word = || {
+        state = (state * 1_103_515_245 + 12_345) % (1 << 31);
+        WORDS[(state >> 16) % WORDS.len()]
+    };
+    (0..40).map(|idx| format!("# command {idx}\n\n{}\n", [(); 30].map(|()| word()).join(" "))).collect()
 }
 
 fn succeeded(finished: Finished) -> String {
@@ -143,10 +147,14 @@ fn bad_input_is_named_with_exit_code_2_and_leaves_no_file() {
         rig.write(&format!("{kind}.json"), json.as_bytes());
     }
     fs::create_dir(rig.path("folder")).unwrap();
+    fs::create_dir(rig.path("model")).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(model_dir("demo-llama").join(name), rig.path("model").join(name)).unwrap();
+    }
     let before = rig.files();
 
     let build = "build --out @out.json --add 4 --corpus";
-    let encode = "encode --to npy --out @out.npy --corpus";
+    let encode = "encode --to npy --out @out.npy --model @model --corpus";
     let text = format!("{build} @corpus.txt");
     let table: Vec<(String, &[&str])> = vec![
         (format!("{build} @empty.txt"), &["corpus is empty"]),
@@ -183,10 +191,17 @@ fn bad_input_is_named_with_exit_code_2_and_leaves_no_file() {
         (format!("{encode} @latin.txt"), &["latin.txt", "not UTF-8 at byte 3"]),
         (format!("{encode} @corpus.txt --separator 9999999"), &["--separator", "9999999"]),
         (format!("{encode} @corpus.txt --separator x"), &["--separator", "`x`"]),
+        (
+            "encode --to npy --out @out.npy --model @folder --corpus @corpus.txt".into(),
+            &["folder", "tokenizer.json"],
+        ),
         (format!("{encode} @corpus.txt --patch-vocabulary @no.json"), &["no.json"]),
         (format!("{encode} @corpus.txt --patch-vocabulary @no-such-file"), &["no-such-file"]),
         ("encode --corpus @corpus.txt --to csv --out @out.csv".into(), &["--to", "csv"]),
-        ("encode --corpus @corpus.txt --to parquet --separator 1 --out @out".into(), &["--separator"]),
+        (
+            "encode --model @model --corpus @corpus.txt --to parquet --separator 1 --out @out".into(),
+            &["--separator"],
+        ),
     ];
     let mut wrong = Vec::new();
     for (line, parts) in table {
@@ -204,7 +219,7 @@ fn an_interrupted_tool_ends_soon_and_leaves_nothing() {
     let rig = Rig::new();
     // A pipe that is never closed: the tool waits for more of the corpus.
     let mut child = Command::new(BINARY)
-        .args(["vocab", "encode", "--corpus", "-", "--to", "npy", "--out"])
+        .args(["vocab", "encode", "--corpus", "-", "--patch-vocabulary", "none", "--to", "npy", "--out"])
         .arg(rig.path("ids.npy"))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -214,6 +229,7 @@ fn an_interrupted_tool_ends_soon_and_leaves_nothing() {
     let mut stdin = child.stdin.take().unwrap();
     // Once it takes more than a pipe holds, it reads.
     stdin.write_all(&vec![b'x'; 1 << 20]).unwrap();
+    assert_eq!(rig.files().len(), 2);
     let interrupt = |child: &std::process::Child| {
         let pid = child.id().to_string();
         assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
