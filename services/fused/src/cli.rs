@@ -120,7 +120,8 @@ pub(crate) struct CorpusArgs {
     /// folder; `-` for standard input; may be repeated
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) corpus: Vec<PathBuf>,
-    /// The field or column of JSON lines and Parquet that has the text [default: text]
+    /// The field or column of JSON lines and Parquet that has the text; where it is given, standard input and files of
+    /// unknown kind are JSON lines, else plain text [default: text]
     #[arg(long, value_name = "NAME")]
     pub(crate) field: Option<String>,
 }

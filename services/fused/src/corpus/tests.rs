@@ -2,6 +2,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 
 use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use ::parquet::file::properties::WriterProperties;
@@ -267,6 +268,23 @@ proptest! {
         let json_lines = bytes::lines(pieces(documents.iter().map(line).collect())).unwrap();
         let read: Vec<_> = jsonl::Documents::new(json_lines, "text").collect::<anyhow::Result<_>>().unwrap();
         prop_assert_eq!(&read, &documents);
+    }
+
+    #[test]
+    fn a_damaged_table_is_read_or_refused(damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+            let (_folder, path) = file("table.parquet", b"");
+            parquet(&path, &["one", "two", "three", "four"]);
+            fs::read(path).unwrap()
+        });
+        let mut bytes = TABLE.clone();
+        for (place, byte) in damage {
+            let idx = place.index(bytes.len());
+            bytes[idx] = byte;
+        }
+        let (_folder, path) = file("table.parquet", &bytes);
+        let _ = read(&path, None);
+        let _ = read(&path, Some("note"));
     }
 
     #[test]

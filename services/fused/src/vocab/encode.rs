@@ -145,16 +145,18 @@ impl Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let per_byte = |num_tokens: u64| num_tokens as f64 / self.num_bytes.max(1) as f64;
-        let saved = 100.0 * (1.0 - self.num_tokens as f64 / self.num_base_tokens.max(1) as f64);
+        let grown = 100.0 * (self.num_tokens as f64 / self.num_base_tokens.max(1) as f64 - 1.0);
+        let word = if grown > 0.0 { "more" } else { "fewer" };
         write!(
             f,
-            "{} documents, {} bytes: {} base tokens ({:.4} a byte), {} model tokens ({:.4} a byte, {saved:.1} % fewer)",
+            "{} documents, {} bytes: {} base tokens ({:.4} a byte), {} model tokens ({:.4} a byte, {:.1} % {word})",
             self.num_documents,
             self.num_bytes,
             self.num_base_tokens,
             per_byte(self.num_base_tokens),
             self.num_tokens,
             per_byte(self.num_tokens),
+            grown.abs(),
         )
     }
 }
