@@ -6,7 +6,7 @@
 //! Without a patch vocabulary they are the same. This room knows no model, no request and no network; everything in it
 //! is a function of its inputs.
 //!
-//! Text goes [`Vocabulary::encode`] → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is the file between
+//! Text goes [`Vocabulary::encode`], or in pieces [`Encoder`], → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is the file between
 //! `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows are made.
 
 mod base;
@@ -14,6 +14,7 @@ pub mod build;
 mod decoder;
 mod documents;
 pub mod embedding;
+mod encoder;
 mod error;
 mod fingerprint;
 mod patch;
@@ -23,6 +24,7 @@ mod vocabulary;
 
 pub use decoder::{Decoder, SpecialText};
 pub use documents::work_in_order;
+pub use encoder::Encoder;
 pub use error::Error;
 pub use fingerprint::{Fingerprint, fingerprint};
 pub use patch::{Mode, NToken, PatchContent, PatchVocabulary, Removed, Row, Segmentation};

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::observer::{Observer, Stage, Unit, go_on};
 use crate::base::BaseTokenizer;
 use crate::documents::work_in_order;
-use crate::{Error, Removed, Result, SpecialTokens, TokenId};
+use crate::{Error, Removed, Result, TokenId};
 
 /// A chunk ends after the document with which it reaches so many tokens.
 const CHUNK_TOKENS: u64 = 1 << 20;
@@ -58,7 +58,7 @@ impl Spool {
             documents,
             |text| {
                 go_on(observer)?;
-                let ids = base.encode(text, SpecialTokens::Omit)?;
+                let ids = base.encode(text)?;
                 observer.advance(text.len() as u64);
                 Ok(ids)
             },
