@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use fused_testkit::test_data;
-use fused_vocabulary::build::{BuildRequest, build};
-use fused_vocabulary::{SpecialTokens, TokenId, Vocabulary};
+use fused_vocabulary::build::{BuildRequest, Selection, Unobserved, Words, build};
+use fused_vocabulary::{Mode, SpecialTokens, TokenId, Vocabulary};
 use tokenizers::Tokenizer;
 
 const TOKENIZERS: [&str; 3] = ["gpt2", "llama3", "qwen2.5"];
@@ -53,8 +53,19 @@ fn measure(
     let text = read(corpus, "heldout")?;
     let text = &text[..text.floor_char_boundary(TIMED_BYTES)];
     let train = read(corpus, "train")?;
-    let train = [train[..train.floor_char_boundary(2_000_000)].to_owned()];
-    let (patch, _) = build(&BuildRequest { tokenizer_json: json, corpus: &train, add: NUM_N_TOKENS })?;
+    let train = train[..train.floor_char_boundary(2_000_000)].split("<|endoftext|>\n");
+    let request = BuildRequest {
+        tokenizer_json: json,
+        add: NUM_N_TOKENS,
+        remove: NUM_N_TOKENS,
+        max_n: BuildRequest::DEFAULT_MAX_N,
+        mode: Mode::Replace,
+        words: Words::Cross,
+        selection: Selection::Exact,
+        keep: &[],
+        scratch: &std::env::temp_dir(),
+    };
+    let (patch, _) = build(&request, train.map(|text| anyhow::Ok(text.to_owned())), &Unobserved)?;
     let adapted = Vocabulary::load(json, Some(patch))?;
 
     let theirs = fastest(|| oracle.encode_fast(text, false).map(|encoding| encoding.len()).unwrap_or(0));

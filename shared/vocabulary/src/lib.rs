@@ -12,6 +12,7 @@
 mod base;
 pub mod build;
 mod decoder;
+mod documents;
 pub mod embedding;
 mod encoder;
 mod error;
@@ -22,6 +23,7 @@ mod token;
 mod vocabulary;
 
 pub use decoder::{Decoder, SpecialText};
+pub use documents::work_in_order;
 pub use encoder::Encoder;
 pub use error::Error;
 pub use fingerprint::{Fingerprint, fingerprint};
