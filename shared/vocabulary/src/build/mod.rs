@@ -8,6 +8,7 @@
 
 mod corpus;
 mod merging;
+mod reference;
 mod removal;
 
 use std::fmt;

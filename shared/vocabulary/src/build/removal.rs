@@ -61,7 +61,7 @@ pub(super) fn apply(removed: &[(TokenId, Vec<TokenId>)], documents: &[Vec<TokenI
 
 /// By learned token: the halves of the first merge rule that makes it. A half is always shorter than the whole, so
 /// following them ends.
-fn halves(json: &TokenizerJson, base: &BaseTokenizer) -> HashMap<TokenId, (TokenId, TokenId)> {
+pub(super) fn halves(json: &TokenizerJson, base: &BaseTokenizer) -> HashMap<TokenId, (TokenId, TokenId)> {
     let learned = |text: &str| base.id(text).filter(|id| base.kind(*id) == Kind::Learned);
     let mut halves = HashMap::new();
     for (left, right) in json.merges() {
