@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use fused_checkpoint::Wanted;
-use fused_vocabulary::build::{BuildRequest, build};
+use fused_vocabulary::Mode;
+use fused_vocabulary::build::{BuildRequest, Selection, Unobserved, Words, build};
 
 use crate::cli::{Vocab, VocabBuild};
 use crate::{model, process};
@@ -30,8 +31,21 @@ fn run_build(command: &VocabBuild) -> anyhow::Result<()> {
     for path in &command.corpus {
         corpus.push(read_corpus(path).with_context(|| format!("--corpus {}", path.display()))?);
     }
-    let request = BuildRequest { tokenizer_json: &tokenizer, corpus: &corpus, add: command.add };
-    let (patch, report) = build(&request).context("no patch vocabulary with this --add and --corpus")?;
+    let request = BuildRequest {
+        tokenizer_json: &tokenizer,
+        add: command.add,
+        remove: command.add,
+        max_n: BuildRequest::DEFAULT_MAX_N,
+        mode: Mode::Replace,
+        words: Words::Cross,
+        selection: Selection::Exact,
+        keep: &[],
+        scratch: &std::env::temp_dir(),
+    };
+    let documents = corpus.iter().flat_map(|text| text.split("<|endoftext|>\n"));
+    let documents = documents.map(|document| anyhow::Ok(document.to_owned()));
+    let (patch, report) = build(&request, documents, &Unobserved)
+        .context("no patch vocabulary with this --add and --corpus")?;
     if !command.out.symlink_metadata().map_or(true, |metadata| metadata.is_file()) {
         bail!("--out {} is there and is no plain file: name another", command.out.display());
     }

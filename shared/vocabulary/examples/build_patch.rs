@@ -1,22 +1,40 @@
 //! Builds a patch vocabulary and says what it saves on text it has not seen:
-//! `build_patch TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT`.
+//! `build_patch TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT [reference]`.
 
 use std::error::Error;
 use std::fs;
 use std::io::{Write, stdout};
 
-use fused_vocabulary::build::{BuildRequest, build};
-use fused_vocabulary::{SpecialTokens, Vocabulary};
+use fused_vocabulary::build::{BuildRequest, Selection, Unobserved, Words, build};
+use fused_vocabulary::{Mode, SpecialTokens, Vocabulary};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [tokenizer, train, heldout, add, out] = arguments.as_slice() else {
-        return Err("expected TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT".into());
+    let (selection, max_n) = match arguments.get(5).map(String::as_str) {
+        None | Some("exact") => (Selection::Exact, BuildRequest::DEFAULT_MAX_N),
+        Some("reference") => (Selection::Reference, BuildRequest::REFERENCE_MAX_N),
+        Some(other) => return Err(format!("selection {other} is not exact or reference").into()),
+    };
+    let [tokenizer, train, heldout, add, out, ..] = arguments.as_slice() else {
+        return Err("expected TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT [reference]".into());
     };
     let tokenizer_json = fs::read(tokenizer)?;
-    let corpus = [fs::read_to_string(train)?];
-    let request = BuildRequest { tokenizer_json: &tokenizer_json, corpus: &corpus, add: add.parse()? };
-    let (patch, report) = build(&request)?;
+    let text = fs::read_to_string(train)?;
+    let documents =
+        text.split("<|endoftext|>\n").map(|document| Ok::<_, fused_vocabulary::Error>(document.to_owned()));
+    let add = add.parse()?;
+    let request = BuildRequest {
+        tokenizer_json: &tokenizer_json,
+        add,
+        remove: add,
+        max_n,
+        mode: Mode::Replace,
+        words: Words::Cross,
+        selection,
+        keep: &[],
+        scratch: &std::env::temp_dir(),
+    };
+    let (patch, report) = build(&request, documents, &Unobserved)?;
     fs::write(out, patch.to_json())?;
 
     let vocabulary = Vocabulary::load(&tokenizer_json, Some(patch))?;

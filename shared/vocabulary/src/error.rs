@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use crate::Fingerprint;
 
 /// Why a vocabulary cannot be loaded, built or used.
@@ -57,6 +59,40 @@ pub enum Error {
     /// The base tokenizer failed on a text.
     #[error("the text cannot be encoded")]
     Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A corpus could not be read.
+    #[error("the corpus cannot be read")]
+    Corpus(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no text in the corpus.
+    #[error("the corpus is empty: there is not one token in it")]
+    EmptyCorpus,
+    /// The encoded corpus cannot be kept: mostly, the disk is full.
+    #[error(
+        "the encoded corpus, 4 bytes a token, cannot be kept in a temporary file in {} (TMPDIR names another folder)",
+        .folder.display()
+    )]
+    Spool {
+        /// Where the file is.
+        folder: PathBuf,
+        /// What failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A build was asked for something that it cannot do.
+    #[error("{field}: {problem}")]
+    Request {
+        /// The field of [`crate::build::BuildRequest`].
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// N-tokens are built for byte-pair tokenizers only.
+    #[error(
+        "tokenizer.json is of kind {0}, and n-tokens are built for BPE tokenizers only: removing tokens needs merge rules"
+    )]
+    NotBpe(String),
+    /// A build was told to end.
+    #[error("cancelled")]
+    Cancelled,
     /// The corpus does not offer what was asked for.
     #[error("{asked} {what} were asked for, but only {reachable} can be had")]
     NotReachable {

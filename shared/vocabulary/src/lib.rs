@@ -12,6 +12,7 @@
 mod base;
 pub mod build;
 mod decoder;
+mod documents;
 pub mod embedding;
 mod error;
 mod fingerprint;
@@ -21,6 +22,7 @@ mod token;
 mod vocabulary;
 
 pub use decoder::{Decoder, SpecialText};
+pub use documents::work_in_order;
 pub use error::Error;
 pub use fingerprint::{Fingerprint, fingerprint};
 pub use patch::{Mode, NToken, PatchContent, PatchVocabulary, Removed, Row, Segmentation};

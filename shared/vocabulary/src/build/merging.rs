@@ -1,6 +1,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use super::observer::{Observer, Stage, Unit, go_on};
+use super::spool::Spool;
+use super::{BuildRequest, Words};
 use crate::base::{BaseTokenizer, Kind};
 use crate::{Error, Result, TokenId};
 
@@ -10,17 +13,21 @@ use crate::{Error, Result, TokenId};
 /// The list is in rank order, longest first.
 pub(super) fn choose(
     base: &BaseTokenizer,
-    documents: &[Vec<TokenId>],
-    num: usize,
-    max_n: usize,
+    spool: &Spool,
+    request: &BuildRequest<'_>,
+    observer: &dyn Observer,
 ) -> Result<Vec<Vec<TokenId>>> {
-    let mut text = Text::new(base, documents, max_n);
+    let num = request.add;
+    observer.begin(&Stage { name: "choosing n-tokens", unit: Unit::Choices, total: Some(num as u64) });
+    let mut text = Text::new(base, spool, request)?;
     while let Some(merge) = text.best_pair() {
         // Once enough symbols save at least what the next would, no further one improves the list.
         if text.merged.iter().filter(|symbol| symbol.saving() >= merge.places.len()).count() >= num {
             break;
         }
+        go_on(observer)?;
         text.merge(&merge);
+        observer.advance(1);
     }
     let mut chosen: Vec<&Symbol> = text.merged.iter().filter(|symbol| symbol.saving() > 0).collect();
     if chosen.len() < num {
@@ -40,9 +47,11 @@ const WALL: SymbolId = SymbolId::MAX;
 const GONE: SymbolId = SymbolId::MAX - 1;
 
 /// The corpus as one line of symbols that shrinks as they merge.
-struct Text {
+struct Text<'a> {
+    base: &'a BaseTokenizer,
     base_vocab_size: SymbolId,
     max_n: usize,
+    words: Words,
     symbols: Vec<SymbolId>,
     /// By place: the place before and after it that is not gone.
     before: Vec<u32>,
@@ -78,18 +87,21 @@ struct Merge {
     places: Vec<u32>,
 }
 
-impl Text {
-    fn new(base: &BaseTokenizer, documents: &[Vec<TokenId>], max_n: usize) -> Self {
+impl<'a> Text<'a> {
+    fn new(base: &'a BaseTokenizer, spool: &Spool, request: &BuildRequest<'_>) -> Result<Self> {
         let mut symbols = vec![WALL];
-        for document in documents {
+        spool.for_each_document(|document| {
             let symbol = |id: &TokenId| if may_merge(base, *id) { id.0 } else { WALL };
             symbols.extend(document.iter().map(symbol));
             symbols.push(WALL);
-        }
+            Ok(())
+        })?;
         let last = symbols.len() as u32 - 1;
         let mut text = Self {
+            base,
             base_vocab_size: base.vocab_size() as SymbolId,
-            max_n,
+            max_n: request.max_n,
+            words: request.words,
             before: (0..=last).map(|place| place.saturating_sub(1)).collect(),
             after: (0..=last).map(|place| last.min(place + 1)).collect(),
             symbols,
@@ -101,7 +113,15 @@ impl Text {
             text.note_pair(place);
         }
         text.bound_pairs(text.places.keys().copied().collect());
-        text
+        Ok(text)
+    }
+
+    fn begins_word(&self, symbol: SymbolId) -> bool {
+        let first = match symbol.checked_sub(self.base_vocab_size) {
+            None => Some(TokenId(symbol)),
+            Some(idx) => self.merged[idx as usize].base.first().copied(),
+        };
+        first.and_then(|id| self.base.bytes(id).first()).is_some_and(u8::is_ascii_whitespace)
     }
 
     fn len(&self, symbol: SymbolId) -> usize {
@@ -112,6 +132,9 @@ impl Text {
     fn note_pair(&mut self, place: u32) -> Option<(SymbolId, SymbolId)> {
         let pair = (self.symbols[place as usize], self.symbols[self.after[place as usize] as usize]);
         if pair.0 == WALL || pair.1 == WALL || self.len(pair.0) + self.len(pair.1) > self.max_n {
+            return None;
+        }
+        if self.words == Words::Within && self.begins_word(pair.1) {
             return None;
         }
         self.places.entry(pair).or_default().push(place);

@@ -1,4 +1,4 @@
-//! A small builder of patch vocabularies: removes the base tokens that a corpus uses least and adds the n-tokens that
+//! The builder of patch vocabularies: removes the base tokens that a corpus uses least and adds the n-tokens that
 //! save most on it.
 //!
 //! N-tokens come from continued pair merging on base tokens, across word borders, which saves about half again as much
@@ -6,65 +6,132 @@
 //! first, so that greedy segmentation takes the longest match. Everything is deterministic: the same corpus gives the
 //! same file.
 
-mod corpus;
+mod content;
 mod merging;
+mod observer;
 mod reference;
 mod removal;
+mod request;
+mod spool;
 
 use std::fmt;
 
+pub use observer::{Observer, Stage, Unit, Unobserved};
+use rayon::prelude::*;
+pub use request::{BuildRequest, Selection, Words};
+use spool::Spool;
+
 use crate::base::{BaseTokenizer, TokenizerJson};
-use crate::{
-    Mode, NToken, PatchContent, PatchVocabulary, Removed, Result, Segmentation, TokenId, Vocabulary,
-};
-
-/// The longest n-token that is built, in base tokens: longer ones are rare, and harder for a model to learn.
-const MAX_BUILT_N: usize = 12;
-
-/// What to build.
-#[derive(Clone, Copy, Debug)]
-pub struct BuildRequest<'a> {
-    /// The base tokenizer.
-    pub tokenizer_json: &'a [u8],
-    /// Texts of the domain. Lines that read `<|endoftext|>` divide a text into documents.
-    pub corpus: &'a [String],
-    /// How many n-tokens take the place of as many base tokens.
-    pub add: usize,
-}
+use crate::{Error, PatchVocabulary, Result, Segmentation, Vocabulary};
 
 /// What a build did to the corpus it was built from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuildReport {
-    /// Documents read.
-    pub num_documents: usize,
+    /// Documents that have a token.
+    pub num_documents: u64,
+    /// Bytes of text.
+    pub num_bytes: u64,
     /// Tokens of the corpus in the base vocabulary.
-    pub num_base_tokens: usize,
+    pub num_base_tokens: u64,
     /// Tokens of the corpus in the new one.
-    pub num_tokens: usize,
+    pub num_tokens: u64,
+    /// Base tokens removed.
+    pub num_removed: usize,
+    /// N-tokens added.
+    pub num_n_tokens: usize,
 }
 
-/// Builds a patch vocabulary.
+/// Builds a patch vocabulary from a stream of documents, which is read once. Works on the threads of the current rayon
+/// pool; the number of threads does not change the result.
 ///
 /// # Errors
-/// The tokenizer cannot be used, or the corpus does not offer as many n-tokens or removable tokens as asked for
-/// ([`crate::Error::NotReachable`] says how many it does).
-pub fn build(request: &BuildRequest<'_>) -> Result<(PatchVocabulary, BuildReport)> {
+/// The request or the tokenizer cannot be used ([`Error::Request`], [`Error::NotBpe`]), a document cannot be read
+/// ([`Error::Corpus`]) or there is none ([`Error::EmptyCorpus`]), the encoded corpus finds no room ([`Error::Spool`]),
+/// the observer says so ([`Error::Cancelled`]), or the corpus does not offer as many n-tokens or removable tokens as
+/// asked for ([`Error::NotReachable`] says how many it does).
+pub fn build<D>(
+    request: &BuildRequest<'_>,
+    documents: impl Iterator<Item = std::result::Result<String, D>> + Send,
+    observer: &dyn Observer,
+) -> Result<(PatchVocabulary, BuildReport)>
+where
+    D: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    request.check()?;
     let json = TokenizerJson::parse(request.tokenizer_json)?;
+    check_kind(&json)?;
     let base = BaseTokenizer::load(&json)?;
-    let documents = corpus::encode(request.corpus, &base)?;
-
-    let removed = removal::choose(&json, &base, &documents, request.add)?;
-    let reduced = removal::apply(&removed, &documents);
-    let n_tokens = merging::choose(&base, &reduced, request.add, MAX_BUILT_N)?;
-
-    let patch = PatchVocabulary::new(content(&base, removed, n_tokens))?;
-    let vocabulary = Vocabulary::from_base(base, Some(patch.clone()))?;
-    let report = BuildReport {
-        num_documents: documents.len(),
-        num_base_tokens: documents.iter().map(Vec::len).sum(),
-        num_tokens: documents.into_iter().map(|ids| vocabulary.adapt(ids).len()).sum(),
+    let spool = match request.selection {
+        Selection::Exact => Spool::encode(&base, documents, request.scratch, observer)?,
+        Selection::Reference => {
+            let passed_over = reference::PassedOver::default();
+            let documents = documents.filter(|document| passed_over.reads(document));
+            Spool::encode(&base, documents, request.scratch, observer)
+                .map_err(|error| passed_over.explain(error))?
+        }
     };
+
+    let (spool, removed, n_tokens) = match request.selection {
+        Selection::Exact => {
+            let removed = removal::choose(&json, &base, &spool, request.remove, request.keep)?;
+            let spool = spool.reduced(&removed);
+            let n_tokens = merging::choose(&base, &spool, request, observer)?;
+            (spool, removed, n_tokens)
+        }
+        Selection::Reference => {
+            let (removed, n_tokens) = reference::choose(&json, &base, &spool, request, observer)?;
+            (spool.reduced(&removed), removed, n_tokens)
+        }
+    };
+    // The reference's list is made for its own segmentation.
+    let segmentation = match request.selection {
+        Selection::Exact | Selection::Reference => Segmentation::Greedy,
+    };
+    let patch = PatchVocabulary::new(content::of(&base, request.mode, segmentation, removed, n_tokens))?;
+    let report = report(base, &patch, &spool, observer)?;
     Ok((patch, report))
+}
+
+/// Only byte-pair tokenizers have merge rules, and only those say what stands for a removed token.
+fn check_kind(json: &TokenizerJson) -> Result<()> {
+    let model = json.value().get("model");
+    let kind = model.and_then(|model| model.get("type")).and_then(serde_json::Value::as_str);
+    match kind {
+        Some("BPE") => Ok(()),
+        Some(kind) => Err(Error::NotBpe(kind.to_owned())),
+        // Old files do not name the kind.
+        None if model.and_then(|model| model.get("merges")).is_some() => Ok(()),
+        None => Err(Error::NotBpe("unknown".to_owned())),
+    }
+}
+
+/// Counts the corpus in the new vocabulary.
+fn report(
+    base: BaseTokenizer,
+    patch: &PatchVocabulary,
+    spool: &Spool,
+    observer: &dyn Observer,
+) -> Result<BuildReport> {
+    let total = Some(spool.num_tokens());
+    observer.begin(&Stage { name: "counting what is saved", unit: Unit::Tokens, total });
+    let vocabulary = Vocabulary::from_base(base, Some(patch.clone()))?;
+    let count = |chunk: Result<spool::Chunk>| {
+        observer::go_on(observer)?;
+        let mut num_tokens = 0;
+        for ids in chunk?.documents() {
+            num_tokens += vocabulary.adapt(ids.to_vec()).len() as u64;
+            observer.advance(ids.len() as u64);
+        }
+        Ok(num_tokens)
+    };
+    Ok(BuildReport {
+        num_documents: spool.num_documents(),
+        num_bytes: spool.num_bytes(),
+        num_base_tokens: spool.num_tokens(),
+        num_tokens: spool.chunks().map(count).try_reduce(|| 0, |a, b| Ok(a + b))?,
+        num_removed: patch.removed().len(),
+        num_n_tokens: patch.n_tokens().len(),
+    })
 }
 
 impl fmt::Display for BuildReport {
@@ -75,27 +142,6 @@ impl fmt::Display for BuildReport {
             "{} documents: {} base tokens, {} with the patch vocabulary ({saved:.1} % fewer)",
             self.num_documents, self.num_base_tokens, self.num_tokens
         )
-    }
-}
-
-/// Kept tokens keep their base ids and n-tokens take the removed ones', so that an adapted model's rows stay where they
-/// were.
-fn content(
-    base: &BaseTokenizer,
-    removed: Vec<(TokenId, Vec<TokenId>)>,
-    n_tokens: Vec<Vec<TokenId>>,
-) -> PatchContent {
-    let mut model_ids: Vec<_> = (0..base.vocab_size() as u32).map(|id| Some(TokenId(id))).collect();
-    removed.iter().for_each(|(id, _)| model_ids[id.row()] = None);
-    let text = |ids: &[TokenId]| String::from_utf8_lossy(&base.joined_bytes(ids)).into_owned();
-    let n_tokens = n_tokens.into_iter().zip(&removed);
-    PatchContent {
-        base_tokenizer: base.hash(),
-        mode: Mode::Replace,
-        segmentation: Segmentation::Greedy,
-        model_ids,
-        n_tokens: n_tokens.map(|(base, (id, _))| NToken { id: *id, text: text(&base), base }).collect(),
-        removed: removed.into_iter().map(|(id, parts)| Removed { id, text: text(&[id]), parts }).collect(),
     }
 }
 

@@ -1,25 +1,32 @@
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use super::spool::Spool;
 use crate::base::{BaseTokenizer, Kind, TokenizerJson};
-use crate::{Error, Result, TokenId};
+use crate::{Error, Removed, Result, TokenId};
 
 /// The base tokens that the corpus uses least, with what stands for each, by ascending id.
 ///
 /// A token can go if a merge rule made it and it is more than one character: then its halves, or theirs, are kept
-/// tokens, down to single characters or bytes, which always stay. Special and added tokens have no merge rule.
+/// tokens, down to single characters or bytes, which always stay. Special and added tokens have no merge rule. `keep`
+/// names tokens that stay in any case.
 pub(super) fn choose(
     json: &TokenizerJson,
     base: &BaseTokenizer,
-    documents: &[Vec<TokenId>],
+    spool: &Spool,
     num: usize,
-) -> Result<Vec<(TokenId, Vec<TokenId>)>> {
-    let mut uses = vec![0_usize; base.vocab_size()];
-    documents.iter().flatten().for_each(|id| uses[id.row()] += 1);
+    keep: &[String],
+) -> Result<Vec<Removed>> {
+    let mut uses = vec![0_u64; base.vocab_size()];
+    spool.for_each_document(|ids| {
+        ids.iter().for_each(|id| uses[id.row()] += 1);
+        Ok(())
+    })?;
 
     let halves = halves(json, base);
-    let mut removable: Vec<TokenId> =
-        halves.keys().copied().filter(|id| !is_one_char(base.bytes(*id))).collect();
+    let kept = named(base, keep)?;
+    let can_go = |id: &TokenId| !is_one_char(base.bytes(*id)) && !kept.contains(id);
+    let mut removable: Vec<TokenId> = halves.keys().copied().filter(can_go).collect();
     // Of equally little used ones the later, which the tokenizer learned later, and rarer.
     removable.sort_unstable_by_key(|id| (uses[id.row()], Reverse(*id)));
     if removable.len() < num {
@@ -28,7 +35,7 @@ pub(super) fn choose(
     removable.truncate(num);
     removable.sort_unstable();
 
-    let parts = |id: TokenId| {
+    let removed = |id: TokenId| {
         let mut parts = Vec::new();
         let mut open = vec![id];
         while let Some(part) = open.pop() {
@@ -39,24 +46,33 @@ pub(super) fn choose(
                 _ => parts.push(part),
             }
         }
-        (id, parts)
+        Removed { id, parts, text: String::from_utf8_lossy(base.bytes(id)).into_owned() }
     };
-    Ok(removable.iter().copied().map(parts).collect())
+    Ok(removable.iter().copied().map(removed).collect())
 }
 
-/// The documents with removed tokens replaced by their parts.
-pub(super) fn apply(removed: &[(TokenId, Vec<TokenId>)], documents: &[Vec<TokenId>]) -> Vec<Vec<TokenId>> {
-    let reduce = |ids: &Vec<TokenId>| {
-        let mut reduced = Vec::with_capacity(ids.len());
-        for id in ids {
-            match removed.binary_search_by_key(id, |(id, _)| *id) {
-                Ok(idx) => reduced.extend_from_slice(&removed[idx].1),
-                Err(_) => reduced.push(*id),
-            }
+/// The tokens that are spelled so in `tokenizer.json`, or read so.
+pub(super) fn named(base: &BaseTokenizer, keep: &[String]) -> Result<HashSet<TokenId>> {
+    let mut kept = HashSet::new();
+    if keep.is_empty() {
+        return Ok(kept);
+    }
+    let mut by_bytes: HashMap<&[u8], Vec<TokenId>> = HashMap::new();
+    for id in (0..base.vocab_size() as u32).map(TokenId) {
+        by_bytes.entry(base.bytes(id)).or_default().push(id);
+    }
+    for text in keep {
+        let spelled = base.id(text);
+        let read = by_bytes.get(text.as_bytes()).filter(|_| !text.is_empty());
+        if spelled.is_none() && read.is_none() {
+            return Err(Error::Request {
+                field: "keep",
+                problem: format!("the tokenizer has no token {text:?}"),
+            });
         }
-        reduced
-    };
-    documents.iter().map(reduce).collect()
+        kept.extend(spelled.into_iter().chain(read.into_iter().flatten().copied()));
+    }
+    Ok(kept)
 }
 
 /// By learned token: the halves of the first merge rule that makes it. A half is always shorter than the whole, so

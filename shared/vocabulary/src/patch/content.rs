@@ -5,7 +5,7 @@ use crate::fingerprint::Hasher;
 use crate::{Error, Fingerprint, Result, TokenId};
 
 /// The longest n-token, in base tokens. The paper uses 3 and 5; the bound keeps one step of segmentation short.
-const MAX_N: usize = 64;
+pub(crate) const MAX_N: usize = 64;
 /// The most parts of a removed token: a token of so many bytes would be a strange one.
 const MAX_PARTS: usize = 1024;
 
@@ -13,7 +13,7 @@ const MAX_PARTS: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// As many base tokens are removed as n-tokens are added: the vocabulary keeps its size.
+    /// Base tokens are removed and n-tokens take their ids; mostly as many of each, so that the vocabulary keeps its size.
     Replace,
     /// No base token is removed: the vocabulary grows by the n-tokens.
     Extend,
@@ -157,14 +157,10 @@ impl PatchContent {
         }
         let (num_removed, num_n_tokens) = (self.removed.len(), self.n_tokens.len());
         match self.mode {
-            Mode::Replace if num_removed != num_n_tokens => Err(Error::field(
-                "mode",
-                format!("replace needs as many removed tokens ({num_removed}) as n-tokens ({num_n_tokens})"),
-            )),
             Mode::Extend if num_removed != 0 => {
                 Err(Error::field("mode", format!("extend removes nothing, but {num_removed} are removed")))
             }
-            Mode::Extend if num_n_tokens > MAX_VOCAB_SIZE => {
+            _ if num_n_tokens > MAX_VOCAB_SIZE => {
                 Err(Error::field("n_tokens", format!("there are {num_n_tokens}, over {MAX_VOCAB_SIZE}")))
             }
             _ => Ok(()),

@@ -5,6 +5,7 @@ mod file;
 
 use std::fmt;
 
+pub(crate) use content::MAX_N;
 use content::Origin;
 pub use content::{Mode, NToken, PatchContent, Removed, Segmentation};
 

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::build::{BuildRequest, build};
+use crate::build::{BuildRequest, Selection, Unobserved, Words, build};
 use crate::{Mode, NToken, PatchContent, Removed, Segmentation};
 
 fn repository() -> PathBuf {
@@ -26,8 +26,18 @@ pub(crate) fn demo() -> &'static Vocabulary {
 fn patched() -> &'static Vocabulary {
     static PATCHED: LazyLock<Vocabulary> = LazyLock::new(|| {
         let corpus = ["the quick brown fox lists files in the current directory\n".repeat(20)];
-        let request = BuildRequest { tokenizer_json: &demo_json(), corpus: &corpus, add: 2 };
-        let (patch, _) = build(&request).unwrap();
+        let request = BuildRequest {
+            tokenizer_json: &demo_json(),
+            add: 2,
+            remove: 2,
+            max_n: BuildRequest::DEFAULT_MAX_N,
+            mode: Mode::Replace,
+            words: Words::Cross,
+            selection: Selection::Exact,
+            keep: &[],
+            scratch: &std::env::temp_dir(),
+        };
+        let (patch, _) = build(&request, corpus.into_iter().map(Ok::<_, Error>), &Unobserved).unwrap();
         Vocabulary::load(&demo_json(), Some(with_common_tokens_removed(&patch))).unwrap()
     });
     &PATCHED

@@ -1,6 +1,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use crate::build::observer::{Observer, Stage, Unit, go_on};
 use crate::{Error, Result};
 
 /// Overlaps that are counted at once, by an upper bound: some 25 bytes each.
@@ -48,11 +49,18 @@ pub(super) struct Chosen {
 /// Where the reference lists n-grams that can never match, they take their occurrences here too, but no place in the
 /// list: choosing goes on until `num` are found. (The queue of the reference also holds the removed tokens, alone. They
 /// affect nothing, and it ends with an assertion when it reaches one; here they are not queued.)
-pub(super) fn choose(candidates: &[Candidate], num: usize, overlaps: &impl Overlaps) -> Result<Vec<Chosen>> {
+pub(super) fn choose(
+    candidates: &[Candidate],
+    num: usize,
+    overlaps: &impl Overlaps,
+    observer: &dyn Observer,
+) -> Result<Vec<Chosen>> {
+    observer.begin(&Stage { name: "choosing n-tokens", unit: Unit::Choices, total: Some(num as u64) });
     let mut queue = Queue::new(candidates);
     let mut counted = HashMap::new();
     let mut chosen = Vec::with_capacity(num);
     while chosen.len() < num {
+        go_on(observer)?;
         let Some(best) = queue.peek() else {
             return Err(Error::NotReachable { what: "n-tokens", asked: num, reachable: chosen.len() });
         };
@@ -66,6 +74,7 @@ pub(super) fn choose(candidates: &[Candidate], num: usize, overlaps: &impl Overl
         }
         if candidates[best as usize].is_possible {
             chosen.push(Chosen { place: best, freq });
+            observer.advance(1);
         }
     }
     Ok(chosen)

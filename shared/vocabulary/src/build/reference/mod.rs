@@ -14,85 +14,114 @@
 //! order of equally long tokens in the removal. And where its token strings are not those of the vocabulary (added
 //! tokens with normalised text, quirk 10), ids are what counts here.
 
-mod batch;
 mod choice;
 mod ngrams;
 mod overlap;
+mod piece;
 mod python;
 mod removal;
 mod token_text;
 
-use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(super) use python::num_words;
-
+use super::BuildRequest;
+use super::observer::{Observer, Stage, Unit, go_on};
+use super::spool::Spool;
 use crate::base::{BaseTokenizer, TokenizerJson};
-use crate::{Result, TokenId};
+use crate::{Error, Mode, Removed, Result, TokenId};
 
-/// Documents with fewer words, as [`num_words`] counts them, are passed over.
-pub(super) const MIN_WORDS: usize = 50;
-/// The longest n-token, unless the caller says otherwise.
-pub(super) const DEFAULT_MAX_N: usize = 3;
+/// Documents with fewer words are passed over.
+const MIN_WORDS: usize = 50;
 /// So many n-grams for each token of the vocabulary may become n-tokens.
 const NGRAMS_PER_TOKEN: usize = 5;
 /// Tables are cut into so many parts, that cores fill without waiting for each other. The result does not depend on it.
 const NUM_SHARDS: usize = 16;
 
-/// A corpus in base ids that can be read again and again, always in the same order.
-pub(super) trait Documents: Sync {
-    /// Gives every document that has [`MIN_WORDS`] words; the first error ends the pass.
-    fn for_each(&self, visit: &mut dyn FnMut(&[TokenId]) -> Result<()>) -> Result<()>;
+/// Documents that the reference passes over, because they have fewer than 50 words.
+#[derive(Default)]
+pub(super) struct PassedOver(AtomicU64);
+
+impl PassedOver {
+    /// Whether the reference reads a document; counts those that it does not.
+    pub(super) fn reads<D>(&self, document: &std::result::Result<String, D>) -> bool {
+        let reads = document.as_ref().map_or(true, |text| python::num_words(text) >= MIN_WORDS);
+        self.0.fetch_add(u64::from(!reads), Ordering::Relaxed);
+        reads
+    }
+
+    /// Says why there is nothing to read, if that is why.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match (error, self.0.load(Ordering::Relaxed)) {
+            (Error::EmptyCorpus, num @ 1..) => Error::Request {
+                field: "selection",
+                problem: format!(
+                    "the reference passes over documents with fewer than {MIN_WORDS} words, and all {num} of the corpus \
+                     have fewer"
+                ),
+            },
+            (error, _) => error,
+        }
+    }
 }
 
-/// What to choose.
-pub(super) struct Request<'a> {
-    /// Tokens that the user wants to keep.
-    pub(super) keep: &'a HashSet<TokenId>,
-    /// Base tokens asked to go. As many n-tokens are added as really go.
-    pub(super) num_remove: usize,
-    /// The longest n-token, in base tokens: 2 or more.
-    pub(super) max_n: usize,
+/// Refuses what the reference cannot do.
+pub(super) fn check(request: &BuildRequest<'_>) -> Result<()> {
+    let refused = |field, problem| Err(Error::Request { field, problem });
+    if request.mode == Mode::Replace && request.add != request.remove {
+        let problem = format!(
+            "the reference adds as many n-tokens as tokens are removed: {} is not {}",
+            request.remove, request.add
+        );
+        return refused("remove", problem);
+    }
+    if request.words == super::Words::Within {
+        let problem = "the reference has its own rule about words, which cannot be chosen".to_owned();
+        return refused("words", problem);
+    }
+    Ok(())
 }
 
-/// What was chosen.
-pub(super) struct Choice {
-    /// Removed tokens by ascending id, with the kept tokens that stand for each.
-    pub(super) removed: Vec<(TokenId, Vec<TokenId>)>,
-    /// N-tokens in rank order, which is the order of choice.
-    pub(super) n_tokens: Vec<Ranked>,
-}
-
-/// An n-token that was chosen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ranked {
-    pub(super) base: Vec<TokenId>,
-    /// Occurrences that it had left when it was chosen.
-    pub(super) freq: i64,
-}
-
-/// Chooses as the reference does.
-///
-/// # Errors
-/// Reading fails, or the corpus has fewer n-grams than tokens are removed.
+/// Chooses as the reference does: removed tokens by ascending id, and as many n-tokens in rank order, which is the order
+/// of choice. In extend mode, which the reference does not have, nothing is removed and as many n-tokens are added as
+/// are asked for.
 pub(super) fn choose(
     json: &TokenizerJson,
     base: &BaseTokenizer,
-    documents: &dyn Documents,
-    request: &Request<'_>,
-) -> Result<Choice> {
+    spool: &Spool,
+    request: &BuildRequest<'_>,
+    observer: &dyn Observer,
+) -> Result<(Vec<Removed>, Vec<Vec<TokenId>>)> {
     let texts = token_text::TokenTexts::new(base);
-    let counts = count_tokens(documents, base.vocab_size())?;
+    let counts = count_tokens(spool, base.vocab_size(), observer)?;
     let halves = super::removal::halves(json, base);
-    let is_wanted = |id| request.keep.contains(&id);
-    let removed = removal::choose(&texts, &counts, &halves, is_wanted, request.num_remove);
-    let n_tokens = choose_n_tokens(&texts, documents, &removed, request.max_n)?;
-    Ok(Choice { removed, n_tokens })
+    let keep = super::removal::named(base, request.keep)?;
+    let removed = removal::choose(&texts, &counts, &halves, &keep, request.remove);
+    if removed.is_empty() && request.mode == Mode::Replace {
+        return Err(Error::NotReachable { what: "removable tokens", asked: request.remove, reachable: 0 });
+    }
+    let num = match request.mode {
+        Mode::Replace => removed.len(),
+        Mode::Extend => request.add,
+    };
+    let n_tokens = choose_n_tokens(&texts, spool, &removed, num, request.max_n, observer)?;
+    let removed = removal::decompose(&removed, &halves).into_iter().map(|(id, parts)| {
+        let text = String::from_utf8_lossy(base.bytes(id)).into_owned();
+        Removed { id, parts, text }
+    });
+    Ok((removed.collect(), n_tokens.into_iter().map(|ranked| ranked.base).collect()))
 }
 
-fn count_tokens(documents: &dyn Documents, vocab_size: usize) -> Result<Vec<removal::TokenCount>> {
+fn count_tokens(
+    spool: &Spool,
+    vocab_size: usize,
+    observer: &dyn Observer,
+) -> Result<Vec<removal::TokenCount>> {
+    let total = Some(spool.num_tokens());
+    observer.begin(&Stage { name: "counting tokens", unit: Unit::Tokens, total });
     let mut counts = vec![removal::TokenCount::default(); vocab_size];
     let mut num_seen = 0;
-    documents.for_each(&mut |tokens| {
+    spool.for_each_document(|tokens| {
+        go_on(observer)?;
         for id in tokens {
             let Some(count) = counts.get_mut(id.row()) else { continue };
             if count.freq == 0 {
@@ -101,23 +130,34 @@ fn count_tokens(documents: &dyn Documents, vocab_size: usize) -> Result<Vec<remo
             }
             count.freq += 1;
         }
+        observer.advance(tokens.len() as u64);
         Ok(())
     })?;
     Ok(counts)
 }
 
-/// As many n-tokens as tokens are removed. N-grams are counted on the text as the base tokenizer has it: the reference
-/// means to encode it anew without the removed tokens, but its cache gives it the first encoding again (quirk 1). That
-/// makes no difference as long as no removed token stands in the corpus.
+/// An n-token that was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ranked {
+    base: Vec<TokenId>,
+    /// Occurrences that it had left when it was chosen.
+    freq: i64,
+}
+
+/// The first `num` n-tokens. N-grams are counted on the text as the base tokenizer has it: the reference means to encode
+/// it anew without the removed tokens, but its cache gives it the first encoding again (quirk 1). That makes no
+/// difference as long as no removed token stands in the corpus.
 fn choose_n_tokens(
     texts: &token_text::TokenTexts,
-    documents: &dyn Documents,
-    removed: &[(TokenId, Vec<TokenId>)],
+    spool: &Spool,
+    removed: &[TokenId],
+    num: usize,
     max_n: usize,
+    observer: &dyn Observer,
 ) -> Result<Vec<Ranked>> {
     let max = NGRAMS_PER_TOKEN * texts.vocab_len();
-    let ngrams = ngrams::NGrams::count(documents, texts, max_n, max)?;
-    let is_kept = |id: &TokenId| removed.binary_search_by_key(id, |(id, _)| *id).is_err();
+    let ngrams = ngrams::NGrams::count(spool, texts, max_n, max, observer)?;
+    let is_kept = |id: &TokenId| removed.binary_search(id).is_err();
     let candidates: Vec<_> = (0..ngrams.len() as u32)
         .map(|place| choice::Candidate {
             freq: ngrams.freq(place),
@@ -125,8 +165,8 @@ fn choose_n_tokens(
             is_possible: ngrams.tokens(place).iter().all(is_kept),
         })
         .collect();
-    let overlaps = overlap::CorpusOverlaps { documents, ngrams: &ngrams };
-    let chosen = choice::choose(&candidates, removed.len(), &overlaps)?;
+    let overlaps = overlap::CorpusOverlaps { spool, ngrams: &ngrams, observer };
+    let chosen = choice::choose(&candidates, num, &overlaps, observer)?;
     let ranked = |chosen: choice::Chosen| Ranked { base: ngrams.tokens(chosen.place), freq: chosen.freq };
     Ok(chosen.into_iter().map(ranked).collect())
 }

@@ -5,9 +5,11 @@ use std::collections::hash_map::Entry;
 use foldhash::fast::FixedState;
 use rayon::prelude::*;
 
-use super::batch::{self, Chunk};
+use super::NUM_SHARDS;
+use super::piece::{self, Piece};
 use super::token_text::TokenTexts;
-use super::{Documents, NUM_SHARDS};
+use crate::build::observer::{Observer, Stage, Unit};
+use crate::build::spool::Spool;
 use crate::{Result, TokenId};
 
 /// No n-gram: not one that is counted, or not one that was seen often enough.
@@ -59,16 +61,19 @@ impl NGrams {
     /// Counts n-grams of up to `max_n` tokens and keeps the `max` most frequent; of equally frequent ones those that the
     /// reference counts first: document by document, within one the shorter first, then from left to right.
     pub(super) fn count(
-        documents: &dyn Documents,
+        spool: &Spool,
         texts: &TokenTexts,
         max_n: usize,
         max: usize,
+        observer: &dyn Observer,
     ) -> Result<Self> {
         let mut ngrams = Self { levels: Vec::new(), queue: Vec::new() };
+        let total = Some((max_n as u64 - 1) * spool.num_tokens());
+        observer.begin(&Stage { name: "counting n-grams", unit: Unit::Tokens, total });
         let mut freqs = Vec::new();
         let mut min_freq = 1;
         for _ in 2..=max_n {
-            let mut grams = ngrams.count_level(documents, texts)?;
+            let mut grams = ngrams.count_level(spool, texts, observer)?;
             freqs.extend(grams.iter().filter(|gram| !gram.all_digits).map(|gram| gram.count.freq));
             if freqs.len() > max {
                 freqs.select_nth_unstable_by_key(max - 1, |freq| Reverse(*freq));
@@ -83,13 +88,12 @@ impl NGrams {
     }
 
     /// Counts the n-grams that are one token longer than those counted so far.
-    fn count_level(&self, documents: &dyn Documents, texts: &TokenTexts) -> Result<Vec<Gram>> {
+    fn count_level(&self, spool: &Spool, texts: &TokenTexts, observer: &dyn Observer) -> Result<Vec<Gram>> {
         let mut shards = vec![HashMap::<u64, Count, FixedState>::default(); NUM_SHARDS];
-        batch::for_each(documents, |batch| {
-            let chunks: Vec<_> =
-                batch.chunks().par_iter().map(|chunk| self.occurrences(chunk, texts)).collect();
+        piece::for_each_group(spool, observer, |pieces| {
+            let found: Vec<_> = pieces.par_iter().map(|piece| self.occurrences(piece, texts)).collect();
             shards.par_iter_mut().enumerate().for_each(|(shard, counts)| {
-                for (key, first) in chunks.iter().flat_map(|chunk| &chunk[shard]) {
+                for (key, first) in found.iter().flat_map(|piece| &piece[shard]) {
                     match counts.entry(*key) {
                         Entry::Occupied(count) => {
                             let freq = &mut count.into_mut().freq;
@@ -101,17 +105,17 @@ impl NGrams {
                     }
                 }
             });
-            Ok(())
+            observer.advance(pieces.iter().map(|piece| piece.places.len() as u64).sum());
         })?;
         let gram = |(key, count)| Gram { key, count, all_digits: self.is_all_digits(key, texts) };
         Ok(shards.into_iter().flatten().map(gram).collect())
     }
 
-    /// The next longer n-grams of a chunk, by shard, each as if it were the first of its kind.
-    fn occurrences(&self, chunk: &Chunk<'_>, texts: &TokenTexts) -> Vec<Vec<(u64, Count)>> {
+    /// The next longer n-grams that begin in a piece, by shard, each as if it were the first of its kind.
+    fn occurrences(&self, piece: &Piece<'_>, texts: &TokenTexts) -> Vec<Vec<(u64, Count)>> {
         let n = self.levels.len() + 2;
-        let end = chunk.tokens.len().min(chunk.places.end + n - 1);
-        let tokens = &chunk.tokens[chunk.places.start..end];
+        let end = piece.tokens.len().min(piece.places.end + n - 1);
+        let tokens = &piece.tokens[piece.places.start..end];
         // A banned token and all around it are left out here: the reference counts and then drops them.
         let first =
             |id: &TokenId| if texts.get(*id).is_some_and(|token| !token.is_banned) { id.0 } else { NONE };
@@ -121,14 +125,14 @@ impl NGrams {
         for level in &self.levels {
             level.extend(&mut ids, tokens);
         }
-        for place in 0..ids.len().saturating_sub(1).min(chunk.places.len()) {
+        for place in 0..ids.len().saturating_sub(1).min(piece.places.len()) {
             let Some(last) = tokens.get(place + n - 1) else { break };
             if ids[place] == NONE || ids[place + 1] == NONE || !goes_on(*last) {
                 continue;
             }
             let key = key(ids[place], *last);
-            let place = (chunk.places.start + place) as u32;
-            shards[shard(key)].push((key, Count { freq: 1, document: chunk.document, place }));
+            let place = (piece.places.start + place) as u32;
+            shards[shard(key)].push((key, Count { freq: 1, document: piece.document, place }));
         }
         shards
     }

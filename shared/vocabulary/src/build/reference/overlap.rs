@@ -3,11 +3,13 @@ use std::collections::HashMap;
 use foldhash::fast::FixedState;
 use rayon::prelude::*;
 
-use super::batch::{self, Chunk};
+use super::NUM_SHARDS;
 use super::choice::{Affected, Overlaps};
 use super::ngrams::{NGrams, NONE};
-use super::{Documents, NUM_SHARDS};
+use super::piece::{self, Piece};
 use crate::Result;
+use crate::build::observer::Observer;
+use crate::build::spool::Spool;
 
 /// Overlaps seen less often are forgotten, which lets rare n-grams stand in front of longer ones (quirk 16, kept).
 const MIN_AFFECTED: u32 = 3;
@@ -17,8 +19,9 @@ const MIN_AFFECTED: u32 = 3;
 /// The reference counts every pair of overlapping n-grams beforehand. Only what the chosen ones overlap is ever looked
 /// at, and that is a small part.
 pub(super) struct CorpusOverlaps<'a> {
-    pub(super) documents: &'a dyn Documents,
+    pub(super) spool: &'a Spool,
     pub(super) ngrams: &'a NGrams,
+    pub(super) observer: &'a dyn Observer,
 }
 
 /// Overlaps counted for one part of the n-grams asked for, in the order in which they were first seen.
@@ -40,13 +43,12 @@ impl Overlaps for CorpusOverlaps<'_> {
             rows[*place as usize] = row;
         }
         let mut shards: Vec<Shard> = (0..NUM_SHARDS).map(|_| Shard::default()).collect();
-        batch::for_each(self.documents, |batch| {
-            let chunks: Vec<_> =
-                batch.chunks().par_iter().map(|chunk| self.overlaps(chunk, &rows, is_queued)).collect();
+        piece::for_each_group(self.spool, self.observer, |pieces| {
+            let found: Vec<_> =
+                pieces.par_iter().map(|piece| self.overlaps(piece, &rows, is_queued)).collect();
             shards.par_iter_mut().enumerate().for_each(|(idx, shard)| {
-                chunks.iter().flat_map(|chunk| &chunk[idx]).for_each(|(row, place)| shard.add(*row, *place));
+                found.iter().flat_map(|piece| &piece[idx]).for_each(|(row, place)| shard.add(*row, *place));
             });
-            Ok(())
         })?;
         let mut counted = vec![Vec::new(); wanted.len()];
         for Overlap { row, affected } in shards.into_iter().flat_map(|shard| shard.overlaps) {
@@ -66,15 +68,15 @@ impl Overlaps for CorpusOverlaps<'_> {
 }
 
 impl CorpusOverlaps<'_> {
-    /// Overlaps of the wanted n-grams that begin in a chunk, by shard: the row of the one, the place of the other. They
+    /// Overlaps of the wanted n-grams that begin in a piece, by shard: the row of the one, the place of the other. They
     /// come in the reference's order: the one from left to right, the shorter first, and for it the other likewise.
-    fn overlaps(&self, chunk: &Chunk<'_>, rows: &[u32], is_queued: &[bool]) -> Vec<Vec<(u32, u32)>> {
+    fn overlaps(&self, piece: &Piece<'_>, rows: &[u32], is_queued: &[bool]) -> Vec<Vec<(u32, u32)>> {
         let max_n = self.ngrams.max_n();
-        let start = chunk.places.start.saturating_sub(max_n - 1);
-        let end = chunk.tokens.len().min(chunk.places.end + 2 * (max_n - 1));
-        let lengths = self.ngrams.places_in(&chunk.tokens[start..end]);
+        let start = piece.places.start.saturating_sub(max_n - 1);
+        let end = piece.tokens.len().min(piece.places.end + 2 * (max_n - 1));
+        let lengths = self.ngrams.places_in(&piece.tokens[start..end]);
         let mut shards = vec![Vec::new(); NUM_SHARDS];
-        for one_start in chunk.places.start - start..chunk.places.end - start {
+        for one_start in piece.places.start - start..piece.places.end - start {
             for (one_n, ones) in (2..).zip(&lengths) {
                 let Some(one) = ones.get(one_start).copied().filter(|one| *one != NONE) else { continue };
                 let row = rows[one as usize];

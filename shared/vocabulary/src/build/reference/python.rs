@@ -2,7 +2,7 @@
 
 /// Words of a text as `len(text.split())` counts them: runs of anything but white space. Python's white space is
 /// Unicode's and the four separators U+001C to U+001F.
-pub(in crate::build) fn num_words(text: &str) -> usize {
+pub(super) fn num_words(text: &str) -> usize {
     text.split(is_space).filter(|word| !word.is_empty()).count()
 }
 

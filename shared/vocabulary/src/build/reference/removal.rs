@@ -1,5 +1,5 @@
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::token_text::TokenTexts;
 use crate::TokenId;
@@ -16,7 +16,7 @@ pub(super) struct TokenCount {
     pub(super) rank: usize,
 }
 
-/// What the reference removes when asked for `num` tokens, with what stands for each, by ascending id.
+/// What the reference removes when asked for `num` tokens, by ascending id.
 ///
 /// Candidates are tokens whose text has more than one character (in byte-level tokenizers: byte). Those not in the
 /// corpus go first, the longest before others; if there are too few, the least frequent of the others follow, of equal
@@ -25,19 +25,19 @@ pub(super) struct TokenCount {
 ///
 /// Of the `num` candidates those that no merge rule makes are then left out, and none takes their place (quirk 6, kept):
 /// special tokens and byte tokens count, and stay. So fewer than `num` are removed, and by `halves`, the first merge
-/// rule of each, the others fall into kept tokens.
+/// rule of each, the others fall into kept tokens ([`decompose`]).
 pub(super) fn choose(
     texts: &TokenTexts,
     counts: &[TokenCount],
     halves: &HashMap<TokenId, (TokenId, TokenId)>,
-    is_wanted: impl Fn(TokenId) -> bool,
+    keep: &HashSet<TokenId>,
     num: usize,
-) -> Vec<(TokenId, Vec<TokenId>)> {
+) -> Vec<TokenId> {
     let count = |id: TokenId| counts.get(id.row()).copied().unwrap_or_default();
     let (mut absent, mut seen) = (Vec::new(), Vec::new());
     for (id, token) in texts.iter() {
         let len = token.text.chars().count();
-        if len > 1 && !SAVED.contains(&&*token.text) && !is_wanted(id) {
+        if len > 1 && !SAVED.contains(&&*token.text) && !keep.contains(&id) {
             let TokenCount { freq, rank } = count(id);
             if freq == 0 { absent.push((len, id)) } else { seen.push((freq, rank, id)) }
         }
@@ -47,7 +47,7 @@ pub(super) fn choose(
     let candidates = absent.into_iter().map(|(_, id)| id).chain(seen.into_iter().map(|(_, _, id)| id));
     let mut removed: Vec<TokenId> = candidates.take(num).filter(|id| halves.contains_key(id)).collect();
     removed.sort_unstable();
-    decompose(&removed, halves)
+    removed
 }
 
 /// What stands for each removed token: its halves, and for those removed as well theirs.

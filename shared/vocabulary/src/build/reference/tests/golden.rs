@@ -1,6 +1,6 @@
 //! Comparison with what the authors' own code wrote.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{Write, stderr};
 use std::path::Path;
@@ -11,11 +11,12 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::super::choice::{self, Affected, Candidate, Overlaps};
+use super::super::python::num_words;
 use super::super::removal::{self, TokenCount};
 use super::super::token_text::TokenTexts;
 use super::super::*;
-use super::InMemory;
 use crate::SpecialTokens;
+use crate::build::Unobserved;
 
 /// What golden.py prints.
 #[derive(Deserialize)]
@@ -51,7 +52,7 @@ struct Run {
     base: BaseTokenizer,
     halves: HashMap<TokenId, (TokenId, TokenId)>,
     texts: TokenTexts,
-    documents: InMemory,
+    spool: Spool,
 }
 
 impl Run {
@@ -72,15 +73,16 @@ impl Run {
         let json = TokenizerJson::parse(&tokenizer).unwrap();
         let base = BaseTokenizer::load(&json).unwrap();
         let encode = |document: &&str| base.encode(document, SpecialTokens::Omit).unwrap();
-        let documents = InMemory(documents.par_iter().map(encode).collect());
+        let spool = Spool::of(&documents.par_iter().map(encode).collect::<Vec<_>>());
         let halves = crate::build::removal::halves(&json, &base);
-        Some(Self { golden, texts: TokenTexts::new(&base), halves, documents, base })
+        Some(Self { golden, texts: TokenTexts::new(&base), halves, spool, base })
     }
 
     /// Removed tokens: the longer ones are the same; of those as long as the shortest the reference takes some by chance.
     fn check_removal(&self, num: usize) {
-        let counts = count_tokens(&self.documents, self.base.vocab_size()).unwrap();
-        let ours = removal::choose(&self.texts, &counts, &self.halves, |_| false, num);
+        let counts = count_tokens(&self.spool, self.base.vocab_size(), &Unobserved).unwrap();
+        let ours = removal::choose(&self.texts, &counts, &self.halves, &HashSet::new(), num);
+        let ours = removal::decompose(&ours, &self.halves);
         let len = |id: &TokenId| self.texts.get(*id).unwrap().text.chars().count();
         let theirs = self.removed();
         let shortest = theirs.iter().map(|(id, _)| len(id)).min().unwrap();
@@ -106,8 +108,10 @@ impl Run {
     }
 
     fn check_choice(&self) {
+        let removed: Vec<TokenId> = self.removed().into_iter().map(|(id, _)| id).collect();
         let started = std::time::Instant::now();
-        let ours = choose_n_tokens(&self.texts, &self.documents, &self.removed(), 3).unwrap();
+        let ours =
+            choose_n_tokens(&self.texts, &self.spool, &removed, removed.len(), 3, &Unobserved).unwrap();
         let _ = writeln!(stderr(), "chosen in {:.2} s", started.elapsed().as_secs_f64());
         let id = |text: &String| self.base.id(text).unwrap();
         let theirs = self.golden.added.iter();
@@ -141,7 +145,7 @@ fn gpt2_on_keps() {
     run.check_choice();
     // The counts of all n-grams that are looked at are the same too, and in the same order.
     let max = NGRAMS_PER_TOKEN * run.texts.vocab_len();
-    let ngrams = ngrams::NGrams::count(&run.documents, &run.texts, 3, max).unwrap();
+    let ngrams = ngrams::NGrams::count(&run.spool, &run.texts, 3, max, &Unobserved).unwrap();
     assert_eq!(ngrams.len(), run.golden.queue.len());
     for (place, (texts, freq)) in (0..).zip(&run.golden.queue) {
         let ours = ngrams.tokens(place);
@@ -197,7 +201,8 @@ fn stories(run: &str, num: usize) {
         counts[base.id(text).unwrap().row()] = TokenCount { freq: *freq, rank };
     }
     let theirs = removed(&golden, &base, &halves);
-    assert_eq!(removal::choose(&texts, &counts, &halves, |_| false, num), theirs);
+    let ours = removal::choose(&texts, &counts, &halves, &HashSet::new(), num);
+    assert_eq!(removal::decompose(&ours, &halves), theirs);
 
     let removed: HashSet<&String> = golden.removed.iter().map(|(text, _)| text).collect();
     let candidates: Vec<_> = golden
@@ -209,7 +214,7 @@ fn stories(run: &str, num: usize) {
             is_possible: texts.iter().all(|text| !removed.contains(text)),
         })
         .collect();
-    let chosen = choice::choose(&candidates, theirs.len(), &Counted(golden.affected)).unwrap();
+    let chosen = choice::choose(&candidates, theirs.len(), &Counted(golden.affected), &Unobserved).unwrap();
     let ours = chosen.iter().map(|chosen| (&golden.queue[chosen.place as usize].0, chosen.freq));
     assert!(ours.eq(golden.added.iter().map(|(texts, freq)| (texts, *freq))));
 }

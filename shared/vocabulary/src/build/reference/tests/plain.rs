@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::token_text::TokenTexts;
 use super::super::*;
-use super::InMemory;
+use crate::build::Unobserved;
 
 type Gram = Vec<usize>;
 
@@ -90,19 +90,20 @@ fn plain(
 proptest! {
     #[test]
     fn counting_and_choosing_follow_the_rules(
-        documents in prop::collection::vec(prop::collection::vec(0_usize..TEXTS.len(), 0..60), 1..6),
+        documents in prop::collection::vec(prop::collection::vec(0_usize..TEXTS.len(), 0..120), 1..4),
         removed in prop::collection::btree_set(0_usize..TEXTS.len(), 1..6),
         max_n in 2_usize..6,
     ) {
         let texts = TokenTexts::of(TEXTS);
         let id = |token: &usize| TokenId(*token as u32);
-        let corpus = InMemory(documents.iter().map(|document| document.iter().map(id).collect()).collect());
+        let corpus: Vec<Vec<TokenId>> =
+            documents.iter().map(|document| document.iter().map(id).collect()).collect();
         let removed: Vec<usize> = removed.into_iter().collect();
         let max = NGRAMS_PER_TOKEN * TEXTS.len();
         let expected = plain(&documents, &removed, max_n, max, removed.len());
 
-        let ids: Vec<_> = removed.iter().map(|token| (id(token), Vec::new())).collect();
-        match choose_n_tokens(&texts, &corpus, &ids, max_n) {
+        let ids: Vec<TokenId> = removed.iter().map(id).collect();
+        match choose_n_tokens(&texts, &Spool::of(&corpus), &ids, ids.len(), max_n, &Unobserved) {
             Ok(chosen) => {
                 let token = |id: &TokenId| id.row();
                 let chosen: Vec<_> = chosen
@@ -111,7 +112,7 @@ proptest! {
                     .collect();
                 prop_assert_eq!(chosen, expected);
             }
-            Err(crate::Error::NotReachable { reachable, .. }) => {
+            Err(Error::NotReachable { reachable, .. }) => {
                 prop_assert!(expected.len() < removed.len());
                 prop_assert_eq!(reachable, expected.len());
             }

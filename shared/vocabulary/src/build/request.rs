@@ -1,0 +1,81 @@
+use std::path::Path;
+
+use crate::patch::MAX_N;
+use crate::{Error, Mode, Result};
+
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct BuildRequest<'a> {
+    /// The base tokenizer: a `tokenizer.json` of kind BPE.
+    pub tokenizer_json: &'a [u8],
+    /// How many n-tokens to add.
+    pub add: usize,
+    /// How many base tokens to remove: [`BuildRequest::default_remove`] says how many are usual.
+    pub remove: usize,
+    /// The longest n-token, in base tokens, 2 to 64. The paper uses 3 and 5.
+    pub max_n: usize,
+    /// Whether n-tokens take the ids of removed tokens or new ones.
+    pub mode: Mode,
+    /// Whether n-tokens may reach across word borders.
+    pub words: Words,
+    /// How tokens are chosen.
+    pub selection: Selection,
+    /// Base tokens that are never removed, as `tokenizer.json` spells them or as plain text.
+    pub keep: &'a [String],
+    /// The folder of the temporary file that holds the encoded corpus, 4 bytes a base token. The file has no name and is
+    /// gone when the build ends, however it ends.
+    pub scratch: &'a Path,
+}
+
+/// Whether n-tokens may reach across word borders, that is, have a space or a line break anywhere but at the beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words {
+    /// They may; the paper's figures need it.
+    Cross,
+    /// They stay within a word.
+    Within,
+}
+
+/// How removed tokens and n-tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// So that text of the domain takes as few tokens as possible.
+    Exact,
+    /// As AdaptiVocab's own code does, which reads documents of 50 words or more only, and may remove and add fewer
+    /// tokens than asked for.
+    Reference,
+}
+
+impl BuildRequest<'_> {
+    /// The longest n-token that is built unless asked otherwise: longer ones are rare, and harder for a model to learn.
+    pub const DEFAULT_MAX_N: usize = 12;
+
+    /// The same for [`Selection::Reference`], whose own default it is.
+    pub const REFERENCE_MAX_N: usize = 3;
+
+    /// How many tokens are removed unless asked otherwise: as many as are added, or none where the vocabulary is extended.
+    #[must_use]
+    pub fn default_remove(mode: Mode, add: usize) -> usize {
+        match mode {
+            Mode::Replace => add,
+            Mode::Extend => 0,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let refused = |field, problem| Err(Error::Request { field, problem });
+        if self.add == 0 {
+            return refused("add", "must be at least 1".to_owned());
+        }
+        if !(2..=MAX_N).contains(&self.max_n) {
+            return refused("max_n", format!("{} is not in 2 to {MAX_N}", self.max_n));
+        }
+        if self.mode == Mode::Extend && self.remove > 0 {
+            return refused("remove", format!("must be 0 in extend mode, not {}", self.remove));
+        }
+        if self.selection == Selection::Reference {
+            return super::reference::check(self);
+        }
+        Ok(())
+    }
+}
