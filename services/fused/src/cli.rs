@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use fused_settings::Flags;
+use fused_vocabulary::build::BuildRequest;
 
 /// Serves a language model whose vocabulary was adapted to one domain.
 #[derive(Parser, Debug)]
@@ -46,6 +47,8 @@ pub(crate) struct Service {
 pub(crate) enum Vocab {
     /// Choose n-tokens for a domain from a corpus
     Build(VocabBuild),
+    /// Write a corpus as token ids of the adapted model, for fine-tuning
+    Encode(VocabEncode),
 }
 
 #[derive(Args, Debug)]
@@ -53,15 +56,97 @@ pub(crate) struct VocabBuild {
     /// Model directory or hub id whose tokenizer is adapted [default: the demo model in this binary]
     #[arg(long, value_name = "DIR_OR_ID")]
     pub(crate) model: Option<String>,
-    /// Text of the domain, documents divided by lines `<|endoftext|>`; may be repeated
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
-    pub(crate) corpus: Vec<PathBuf>,
-    /// How many n-tokens to add, and as many little-used tokens to remove
+    /// Tokenizer that is adapted, where there is no model: a tokenizer.json, a directory with one, or a hub id
+    #[arg(long, value_name = "FILE_OR_DIR_OR_ID", conflicts_with = "model")]
+    pub(crate) tokenizer: Option<String>,
+    #[command(flatten)]
+    pub(crate) corpus: CorpusArgs,
+    /// How many n-tokens to add
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) add: usize,
+    /// How many little-used tokens to remove [default: as many as are added; 0 with --mode extend]
+    #[arg(long, value_name = "N")]
+    pub(crate) remove: Option<usize>,
+    /// The longest n-token, in base tokens
+    #[arg(long, value_name = "N", default_value_t = BuildRequest::DEFAULT_MAX_N)]
+    pub(crate) max_n: usize,
+    /// Whether n-tokens take the ids of removed tokens or new ones
+    #[arg(long, value_enum, default_value_t = ModeArg::Replace)]
+    pub(crate) mode: ModeArg,
+    /// Whether n-tokens may reach across word borders
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    pub(crate) cross_words: bool,
+    /// How tokens are chosen: so that text takes the fewest, or as AdaptiVocab's own code does
+    #[arg(long, value_enum, default_value_t = SelectionArg::Exact)]
+    pub(crate) selection: SelectionArg,
+    /// A token that is never removed, or a file with one a line; may be repeated
+    #[arg(long, value_name = "FILE_OR_TOKEN")]
+    pub(crate) keep: Vec<String>,
     /// Where to write the patch vocabulary
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+    /// Threads to work on [default: one a core]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VocabEncode {
+    /// Model directory or hub id [default: the demo model in this binary]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Option<String>,
+    /// Patch vocabulary, or `none` [default: the one in the model's directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) patch_vocabulary: Option<String>,
+    #[command(flatten)]
+    pub(crate) corpus: CorpusArgs,
+    /// npy: one array of 32-bit ids; parquet: a row a document
+    #[arg(long, value_enum)]
+    pub(crate) to: EncodeTo,
+    /// What stands between documents in an array: a model id, the model's end-of-text token, or nothing [default: eos]
+    #[arg(long, value_name = "ID|eos|none")]
+    pub(crate) separator: Option<String>,
+    /// Where to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Threads to work on [default: one a core]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CorpusArgs {
+    /// Text of the domain: plain (documents divided by lines `<|endoftext|>`), JSON lines or Parquet; .gz and .zst too; a
+    /// folder; `-` for standard input; may be repeated
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) corpus: Vec<PathBuf>,
+    /// The field or column of JSON lines and Parquet that has the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ModeArg {
+    /// N-tokens take the ids of removed tokens
+    Replace,
+    /// N-tokens get new ids
+    Extend,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SelectionArg {
+    /// The fewest tokens
+    Exact,
+    /// As AdaptiVocab's own code
+    Reference,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EncodeTo {
+    /// A NumPy array
+    Npy,
+    /// A Parquet table
+    Parquet,
 }
 
 #[derive(Args, Debug)]

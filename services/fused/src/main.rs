@@ -3,6 +3,7 @@
 
 mod bench;
 mod cli;
+mod corpus;
 mod http_server;
 mod model;
 mod probe;
@@ -18,11 +19,12 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let is_tool = matches!(cli.command, Command::Vocab(_));
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             process::print_error(&error);
-            ExitCode::FAILURE
+            if is_tool { process::tool_exit_code(&error) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -36,7 +36,12 @@ pub(crate) fn files(model: Option<&str>, wanted: Wanted) -> anyhow::Result<Model
 
 /// The patch vocabulary: the file named by the settings, else the one beside the model, else none.
 pub(crate) fn patch(settings: &Settings, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
-    match settings.patch_vocabulary.as_deref() {
+    patch_at(settings.patch_vocabulary.as_deref(), files)
+}
+
+/// The patch vocabulary: the file named, none for `none`, else the one beside the model, if there is one.
+pub(crate) fn patch_at(path: Option<&str>, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
+    match path {
         Some("none") => Ok(None),
         Some(path) => {
             let bytes =

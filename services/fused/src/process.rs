@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::Write;
 use std::pin::Pin;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,11 @@ pub(crate) struct Process {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) metrics: Metrics,
 }
+
+/// What a tool exits with where its input is at fault: a flag, a file, a corpus, a vocabulary. As clap does.
+const BAD_INPUT: u8 = 2;
+/// What a tool exits with that was told to end: 128 and SIGINT, as shells count.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Completes when a role cannot serve any more, with the reason.
 pub(crate) type Failure = Pin<Box<dyn Future<Output = String> + Send>>;
@@ -141,6 +147,16 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
         // A reader that has seen enough, such as `head`.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
+    }
+}
+
+/// What a tool exits with after an error.
+pub(crate) fn tool_exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.chain().find_map(|cause| cause.downcast_ref()) {
+        Some(fused_vocabulary::Error::Cancelled) => ExitCode::from(INTERRUPTED),
+        // No input is at fault where the disk is full.
+        Some(fused_vocabulary::Error::Spool { .. }) => ExitCode::FAILURE,
+        _ => ExitCode::from(BAD_INPUT),
     }
 }
 
