@@ -1,5 +1,5 @@
 //! Builds a patch vocabulary and says what it saves on text it has not seen:
-//! `build_patch TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT`.
+//! `build_patch TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT [reference]`.
 
 use std::error::Error;
 use std::fs;
@@ -10,8 +10,13 @@ use fused_vocabulary::{Mode, SpecialTokens, Vocabulary};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [tokenizer, train, heldout, add, out] = arguments.as_slice() else {
-        return Err("expected TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT".into());
+    let (selection, max_n) = match arguments.get(5).map(String::as_str) {
+        None | Some("exact") => (Selection::Exact, BuildRequest::DEFAULT_MAX_N),
+        Some("reference") => (Selection::Reference, BuildRequest::REFERENCE_MAX_N),
+        Some(other) => return Err(format!("selection {other} is not exact or reference").into()),
+    };
+    let [tokenizer, train, heldout, add, out, ..] = arguments.as_slice() else {
+        return Err("expected TOKENIZER_JSON TRAIN_TXT HELDOUT_TXT ADD OUT [reference]".into());
     };
     let tokenizer_json = fs::read(tokenizer)?;
     let text = fs::read_to_string(train)?;
@@ -22,10 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         tokenizer_json: &tokenizer_json,
         add,
         remove: add,
-        max_n: BuildRequest::DEFAULT_MAX_N,
+        max_n,
         mode: Mode::Replace,
         words: Words::Cross,
-        selection: Selection::Exact,
+        selection,
         keep: &[],
         scratch: &std::env::temp_dir(),
     };

@@ -115,6 +115,11 @@ impl BaseTokenizer {
         self.tokenizer.token_to_id(text).map(TokenId)
     }
 
+    /// The token's text as the tokenizer's own files have it: `Ġthe`, `▁the`, `<0x0A>`.
+    pub(crate) fn text(&self, id: TokenId) -> Option<String> {
+        self.tokenizer.id_to_token(id.0)
+    }
+
     pub(crate) fn kind(&self, id: TokenId) -> Kind {
         self.tokens.get(id.row()).map_or(Kind::Absent, |token| token.kind)
     }

@@ -1,15 +1,13 @@
 use crate::base::BaseTokenizer;
 use crate::{Mode, NToken, PatchContent, Removed, Segmentation, TokenId};
 
-/// What built vocabularies ask for.
-const SEGMENTATION: Segmentation = Segmentation::Greedy;
-
 /// Gives model ids. Kept tokens keep their base ids, so that an adapted model's rows stay where they were; n-tokens take
 /// the removed tokens' ids, in rank order, and those that find none left come after the base vocabulary. Where more
 /// tokens are removed than added the vocabulary shrinks, and kept tokens past its end move into the places left.
 pub(super) fn of(
     base: &BaseTokenizer,
     mode: Mode,
+    segmentation: Segmentation,
     removed: Vec<Removed>,
     n_tokens: Vec<Vec<TokenId>>,
 ) -> PatchContent {
@@ -28,12 +26,5 @@ pub(super) fn of(
     for moved in model_ids.iter_mut().skip(vocab_size).filter(|id| id.is_some()) {
         *moved = free.next();
     }
-    PatchContent {
-        base_tokenizer: base.hash(),
-        mode,
-        segmentation: SEGMENTATION,
-        model_ids,
-        removed,
-        n_tokens,
-    }
+    PatchContent { base_tokenizer: base.hash(), mode, segmentation, model_ids, removed, n_tokens }
 }

@@ -9,6 +9,7 @@
 mod content;
 mod merging;
 mod observer;
+mod reference;
 mod removal;
 mod request;
 mod spool;
@@ -21,7 +22,7 @@ pub use request::{BuildRequest, Selection, Words};
 use spool::Spool;
 
 use crate::base::{BaseTokenizer, TokenizerJson};
-use crate::{Error, PatchVocabulary, Result, Vocabulary};
+use crate::{Error, PatchVocabulary, Result, Segmentation, Vocabulary};
 
 /// What a build did to the corpus it was built from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,15 @@ where
     let json = TokenizerJson::parse(request.tokenizer_json)?;
     check_kind(&json)?;
     let base = BaseTokenizer::load(&json)?;
-    let spool = Spool::encode(&base, documents, request.scratch, observer)?;
+    let spool = match request.selection {
+        Selection::Exact => Spool::encode(&base, documents, request.scratch, observer)?,
+        Selection::Reference => {
+            let passed_over = reference::PassedOver::default();
+            let documents = documents.filter(|document| passed_over.reads(document));
+            Spool::encode(&base, documents, request.scratch, observer)
+                .map_err(|error| passed_over.explain(error))?
+        }
+    };
 
     let (spool, removed, n_tokens) = match request.selection {
         Selection::Exact => {
@@ -70,11 +79,15 @@ where
             (spool, removed, n_tokens)
         }
         Selection::Reference => {
-            let problem = "the reference's selection is not built in".to_owned();
-            return Err(Error::Request { field: "selection", problem });
+            let (removed, n_tokens) = reference::choose(&json, &base, &spool, request, observer)?;
+            (spool.reduced(&removed), removed, n_tokens)
         }
     };
-    let patch = PatchVocabulary::new(content::of(&base, request.mode, removed, n_tokens))?;
+    // The reference's list is made for its own segmentation.
+    let segmentation = match request.selection {
+        Selection::Exact | Selection::Reference => Segmentation::Greedy,
+    };
+    let patch = PatchVocabulary::new(content::of(&base, request.mode, segmentation, removed, n_tokens))?;
     let report = report(base, &patch, &spool, observer)?;
     Ok((patch, report))
 }

@@ -52,7 +52,7 @@ pub(super) fn choose(
 }
 
 /// The tokens that are spelled so in `tokenizer.json`, or read so.
-fn named(base: &BaseTokenizer, keep: &[String]) -> Result<HashSet<TokenId>> {
+pub(super) fn named(base: &BaseTokenizer, keep: &[String]) -> Result<HashSet<TokenId>> {
     let mut kept = HashSet::new();
     if keep.is_empty() {
         return Ok(kept);
@@ -77,7 +77,7 @@ fn named(base: &BaseTokenizer, keep: &[String]) -> Result<HashSet<TokenId>> {
 
 /// By learned token: the halves of the first merge rule that makes it. A half is always shorter than the whole, so
 /// following them ends.
-fn halves(json: &TokenizerJson, base: &BaseTokenizer) -> HashMap<TokenId, (TokenId, TokenId)> {
+pub(super) fn halves(json: &TokenizerJson, base: &BaseTokenizer) -> HashMap<TokenId, (TokenId, TokenId)> {
     let learned = |text: &str| base.id(text).filter(|id| base.kind(*id) == Kind::Learned);
     let mut halves = HashMap::new();
     for (left, right) in json.merges() {

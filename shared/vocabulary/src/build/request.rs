@@ -41,13 +41,17 @@ pub enum Words {
 pub enum Selection {
     /// So that text of the domain takes as few tokens as possible.
     Exact,
-    /// As AdaptiVocab's own code does.
+    /// As AdaptiVocab's own code does, which reads documents of 50 words or more only, and may remove and add fewer
+    /// tokens than asked for.
     Reference,
 }
 
 impl BuildRequest<'_> {
     /// The longest n-token that is built unless asked otherwise: longer ones are rare, and harder for a model to learn.
     pub const DEFAULT_MAX_N: usize = 12;
+
+    /// The same for [`Selection::Reference`], whose own default it is.
+    pub const REFERENCE_MAX_N: usize = 3;
 
     /// How many tokens are removed unless asked otherwise: as many as are added, or none where the vocabulary is extended.
     #[must_use]
@@ -68,6 +72,9 @@ impl BuildRequest<'_> {
         }
         if self.mode == Mode::Extend && self.remove > 0 {
             return refused("remove", format!("must be 0 in extend mode, not {}", self.remove));
+        }
+        if self.selection == Selection::Reference {
+            return super::reference::check(self);
         }
         Ok(())
     }

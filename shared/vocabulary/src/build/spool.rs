@@ -100,7 +100,12 @@ impl Spool {
 
     /// Calls `f` with each document, in order, as often as one likes.
     pub(crate) fn for_each_document(&self, mut f: impl FnMut(&[TokenId]) -> Result<()>) -> Result<()> {
-        self.chunks.iter().try_for_each(|range| self.read(range)?.documents().try_for_each(&mut f))
+        self.for_each_chunk(|chunk| chunk.documents().try_for_each(&mut f))
+    }
+
+    /// Calls `f` with each chunk, in order.
+    pub(crate) fn for_each_chunk(&self, mut f: impl FnMut(&Chunk) -> Result<()>) -> Result<()> {
+        self.chunks.iter().try_for_each(|range| f(&self.read(range)?))
     }
 
     /// The corpus in chunks, in order, each read by the thread that works on it.

@@ -1,0 +1,3 @@
+mod building;
+mod golden;
+mod plain;
