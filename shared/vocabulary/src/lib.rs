@@ -7,7 +7,8 @@
 //! is a function of its inputs.
 //!
 //! Text goes [`Vocabulary::encode`] → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is the file between
-//! `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows are made.
+//! `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows are made;
+//! [`report`] measures what a patch vocabulary does to a text.
 
 mod base;
 pub mod build;
@@ -16,6 +17,7 @@ pub mod embedding;
 mod error;
 mod fingerprint;
 mod patch;
+pub mod report;
 mod segment;
 mod token;
 mod vocabulary;
