@@ -46,6 +46,8 @@ pub(crate) struct Service {
 pub(crate) enum Vocab {
     /// Choose n-tokens for a domain from a corpus
     Build(VocabBuild),
+    /// Write a page about what a patch vocabulary does to a held-out text
+    Report(VocabReport),
 }
 
 #[derive(Args, Debug)]
@@ -62,6 +64,28 @@ pub(crate) struct VocabBuild {
     /// Where to write the patch vocabulary
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VocabReport {
+    /// Model directory or hub id whose tokenizer is adapted [default: the demo model in this binary]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Option<String>,
+    /// The patch vocabulary
+    #[arg(long, value_name = "FILE")]
+    pub(crate) patch_vocabulary: PathBuf,
+    /// Held-out text of the domain, documents divided by lines `<|endoftext|>`; may be repeated
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) text: Vec<PathBuf>,
+    /// Where to write the page, one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Where to write the figures as JSON, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Number of the document to show before and after [default: one that saves as much as the median]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) example: Option<u64>,
 }
 
 #[derive(Args, Debug)]

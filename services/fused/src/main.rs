@@ -9,6 +9,7 @@ mod probe;
 mod process;
 mod roles;
 mod vocab;
+mod vocab_report;
 
 use std::process::ExitCode;
 
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             process::print_error(&error);
-            ExitCode::FAILURE
+            if error.is::<process::BadInput>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -25,6 +25,16 @@ pub(crate) struct Process {
     pub(crate) metrics: Metrics,
 }
 
+/// What went wrong is the fault of what the command was given: it ends with exit code 2. Says what there is not now.
+#[derive(Debug)]
+pub(crate) struct BadInput(pub(crate) &'static str);
+
+impl std::fmt::Display for BadInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
 /// Completes when a role cannot serve any more, with the reason.
 pub(crate) type Failure = Pin<Box<dyn Future<Output = String> + Send>>;
 

@@ -9,7 +9,7 @@ use fused_checkpoint::Wanted;
 use fused_vocabulary::build::{BuildRequest, build};
 
 use crate::cli::{Vocab, VocabBuild};
-use crate::{model, process};
+use crate::{model, process, vocab_report};
 
 /// The builder holds a corpus in memory.
 const MAX_CORPUS_BYTES: u64 = 2 << 30;
@@ -18,6 +18,7 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) fn run(command: &Vocab) -> anyhow::Result<()> {
     match command {
         Vocab::Build(request) => run_build(request),
+        Vocab::Report(request) => vocab_report::run(request),
     }
 }
 
