@@ -49,6 +49,8 @@ pub(crate) enum Vocab {
     Build(VocabBuild),
     /// Write a corpus as token ids of the adapted model, for fine-tuning
     Encode(VocabEncode),
+    /// Write a page about what a patch vocabulary does to a held-out text
+    Report(VocabReport),
 }
 
 #[derive(Args, Debug)]
@@ -148,6 +150,31 @@ pub(crate) enum EncodeTo {
     Npy,
     /// A Parquet table
     Parquet,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VocabReport {
+    /// Model directory or hub id whose tokenizer is adapted [default: the demo model in this binary]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Option<String>,
+    /// Patch vocabulary [default: the one in the model's directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) patch_vocabulary: Option<String>,
+    /// Held-out text of the domain, in any form that --corpus of `vocab build` takes; may be repeated
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) text: Vec<PathBuf>,
+    /// The field or column with the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
+    /// Where to write the page, one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Where to write the figures as JSON, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Number of the document to show before and after [default: one that saves as much as the median]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) example: Option<u64>,
 }
 
 #[derive(Args, Debug)]

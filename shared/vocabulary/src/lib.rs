@@ -6,8 +6,9 @@
 //! Without a patch vocabulary they are the same. This room knows no model, no request and no network; everything in it
 //! is a function of its inputs.
 //!
-//! Text goes [`Vocabulary::encode`], or in pieces [`Encoder`], → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is the file between
-//! `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows are made.
+//! Text goes [`Vocabulary::encode`], or in pieces [`Encoder`], → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is
+//! the file between `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows
+//! are made; [`report`] measures what a patch vocabulary does to a text.
 
 mod base;
 pub mod build;
@@ -18,6 +19,7 @@ mod encoder;
 mod error;
 mod fingerprint;
 mod patch;
+pub mod report;
 mod segment;
 mod token;
 mod vocabulary;

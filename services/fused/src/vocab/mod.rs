@@ -6,6 +6,7 @@ mod interrupt;
 mod npy;
 mod output;
 mod progress;
+mod report;
 mod token_table;
 
 use anyhow::Context;
@@ -19,6 +20,7 @@ pub(crate) fn run(command: &Vocab) -> anyhow::Result<()> {
     match command {
         Vocab::Build(request) => build::run(request),
         Vocab::Encode(request) => encode::run(request),
+        Vocab::Report(request) => report::run(request),
     }
 }
 

@@ -1,4 +1,4 @@
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::base::MAX_VOCAB_SIZE;
 use crate::fingerprint::Hasher;
@@ -10,7 +10,7 @@ pub(crate) const MAX_N: usize = 64;
 const MAX_PARTS: usize = 1024;
 
 /// Where the n-tokens' ids come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Base tokens are removed and n-tokens take their ids; mostly as many of each, so that the vocabulary keeps its size.
@@ -29,7 +29,7 @@ impl Mode {
 }
 
 /// Which of the possible sequences of n-tokens and base tokens a text becomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Segmentation {
     /// From left to right, at each place the first n-token of the list that matches, however short it is: what
