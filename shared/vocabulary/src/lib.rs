@@ -7,7 +7,7 @@
 //! is a function of its inputs.
 //!
 //! Text goes [`Vocabulary::encode`] → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is the file between
-//! `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows are made.
+//! `fused vocab build` and everyone else, and [`import`] makes one of what AdaptiVocab's own code writes; [`embedding`] has the weights by which an adapted model's rows are made.
 
 mod base;
 pub mod build;
@@ -15,6 +15,7 @@ mod decoder;
 pub mod embedding;
 mod error;
 mod fingerprint;
+pub mod import;
 mod patch;
 mod segment;
 mod token;

@@ -6,6 +6,7 @@ mod file;
 use std::fmt;
 
 use content::Origin;
+pub(crate) use content::{MAX_N, MAX_PARTS};
 pub use content::{Mode, NToken, PatchContent, Removed, Segmentation};
 
 use crate::{Fingerprint, Result, TokenId};
