@@ -46,6 +46,8 @@ pub(crate) struct Service {
 pub(crate) enum Vocab {
     /// Choose n-tokens for a domain from a corpus
     Build(VocabBuild),
+    /// Make a patch vocabulary of what AdaptiVocab's own code wrote
+    Import(VocabImport),
 }
 
 #[derive(Args, Debug)]
@@ -62,6 +64,22 @@ pub(crate) struct VocabBuild {
     /// Where to write the patch vocabulary
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VocabImport {
+    /// patch_tokenizer.pkl, or the folder of removed_tokens.pkl, added_ngrams.pkl and inputs_ids_convert.pkl
+    #[arg(value_name = "PKL_OR_DIR")]
+    pub(crate) artefacts: PathBuf,
+    /// Model directory or hub id that the vocabulary is for [default: the tokenizer in patch_tokenizer.pkl]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Option<String>,
+    /// Where to write the patch vocabulary
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Where to write the tokenizer.json that it belongs to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer_out: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

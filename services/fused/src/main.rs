@@ -7,22 +7,29 @@ mod http_server;
 mod model;
 mod probe;
 mod process;
+mod reference_files;
 mod roles;
 mod vocab;
+mod vocab_import;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Vocab};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // As clap does for a wrong flag: a tool's input was bad.
+    let failure = match &cli.command {
+        Command::Vocab(Vocab::Import(_)) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             process::print_error(&error);
-            ExitCode::FAILURE
+            failure
         }
     }
 }

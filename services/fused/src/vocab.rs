@@ -9,23 +9,21 @@ use fused_checkpoint::Wanted;
 use fused_vocabulary::build::{BuildRequest, build};
 
 use crate::cli::{Vocab, VocabBuild};
-use crate::{model, process};
+use crate::{model, process, vocab_import};
 
 /// The builder holds a corpus in memory.
 const MAX_CORPUS_BYTES: u64 = 2 << 30;
-const TOKENIZER_FILE: &str = "tokenizer.json";
 
 pub(crate) fn run(command: &Vocab) -> anyhow::Result<()> {
     match command {
         Vocab::Build(request) => run_build(request),
+        Vocab::Import(request) => vocab_import::run(request),
     }
 }
 
 fn run_build(command: &VocabBuild) -> anyhow::Result<()> {
     let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
-    let tokenizer = files
-        .read(TOKENIZER_FILE)?
-        .with_context(|| format!("model `{}` has no {TOKENIZER_FILE}", files.name()))?;
+    let tokenizer = model::tokenizer_json(&files)?;
     let mut corpus = Vec::with_capacity(command.corpus.len());
     for path in &command.corpus {
         corpus.push(read_corpus(path).with_context(|| format!("--corpus {}", path.display()))?);

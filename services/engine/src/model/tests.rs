@@ -15,7 +15,7 @@ fn load(
     config: &ModelConfig,
     patch: Option<&PatchVocabulary>,
 ) -> Result<Model<Tensor>, Error> {
-    Model::load(checkpoint, config, patch, &Ok)
+    Model::load(checkpoint, config, patch, None, &Ok)
 }
 
 /// Two base tokens are removed; an n-token of two and one of three base tokens take their ids.
@@ -26,7 +26,7 @@ fn patch(base_vocab_size: u32) -> PatchVocabulary {
     PatchVocabulary::new(PatchContent {
         base_tokenizer: "07".repeat(32).parse().unwrap(),
         mode: Mode::Replace,
-            segmentation: Segmentation::Greedy,
+        segmentation: Segmentation::Greedy,
         model_ids,
         removed: removed
             .map(|id| Removed { id: TokenId(id), parts: tokens(&[1, 2]), text: String::new() })

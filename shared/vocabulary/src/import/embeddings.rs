@@ -11,6 +11,15 @@ const TORCH_MAGIC: [u8; 10] = [0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0
 const TORCH_PROTOCOL: u32 = 1001;
 const ELEMENT_BYTES: usize = size_of::<f32>();
 
+/// The two matrices of an adapted model, which are never tied.
+#[derive(Debug)]
+pub struct PatchEmbeddings {
+    /// Of tokens that are read.
+    pub input: EmbeddingMatrix,
+    /// Of tokens that are written: the head.
+    pub output: EmbeddingMatrix,
+}
+
 /// A pickled matrix of 32-bit floats, `[model ids, hidden]`, row by row: `embedding_input_exp_emb.pkl` and its like.
 pub struct EmbeddingMatrix {
     file: Vec<u8>,

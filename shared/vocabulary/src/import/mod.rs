@@ -32,7 +32,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 pub use artefacts::Artefacts;
-pub use embeddings::{EmbeddingMatrix, MAX_EMBEDDING_BYTES};
+pub use embeddings::{EmbeddingMatrix, MAX_EMBEDDING_BYTES, PatchEmbeddings};
 
 use crate::base::{BaseTokenizer, TokenizerJson};
 use crate::{Error, PatchVocabulary, Result};

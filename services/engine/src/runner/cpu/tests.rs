@@ -46,7 +46,7 @@ impl Machine {
     fn new(model: &str) -> Self {
         let files = ModelFiles::open(&model_dir(model)).unwrap();
         let (checkpoint, config) = (Checkpoint::open(&files).unwrap(), ModelConfig::parse(&files).unwrap());
-        let runner = CpuRunner::load(&checkpoint, &config, None).unwrap();
+        let runner = CpuRunner::load(&checkpoint, &config, None, None).unwrap();
         let size =
             KvSize { num_slots: 24, max_model_len: config.max_position_embeddings, pool_bytes: 64 << 20 };
         let kv = KvCache::new(LinuxMemory::new(1 << 16, size.pool_bytes).unwrap(), runner.kv_layout(), size);
