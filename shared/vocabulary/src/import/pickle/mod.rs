@@ -18,10 +18,8 @@ mod cursor;
 mod machine;
 mod opcode;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 mod value;
-#[cfg(test)]
-pub(super) mod writer;
 
 pub(super) use class::Class;
 pub(super) use machine::{read, read_first};
