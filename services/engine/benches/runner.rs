@@ -32,7 +32,7 @@ const GREEDY: Sampling = Sampling {
 
 fn main() -> anyhow::Result<()> {
     let files = ModelFiles::open(Path::new(MODEL))?;
-    let runner = CpuRunner::load(&Checkpoint::open(&files)?, &ModelConfig::parse(&files)?, None)?;
+    let runner = CpuRunner::load(&Checkpoint::open(&files)?, &ModelConfig::parse(&files)?, None, None)?;
     let size = KvSize { num_slots: 64, max_model_len: 1024, pool_bytes: 256 << 20 };
     let memory = LinuxMemory::new(1 << 18, size.pool_bytes)?;
     let kv = KvCache::new(memory, runner.kv_layout(), size)?;

@@ -3,6 +3,7 @@
 use fused_checkpoint::{Checkpoint, Dtype, ModelConfig, ModelFiles};
 use fused_lifecycle::Lifecycle;
 use fused_virtual_memory::LinuxMemory;
+use fused_vocabulary::import::PatchEmbeddings;
 use fused_vocabulary::{Fingerprint, PatchVocabulary, TokenId};
 
 use crate::config::KvNeeds;
@@ -15,7 +16,8 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 
 impl Engine {
     /// Loads a model, adapted to `patch` where there is one, and starts an engine for it. Takes seconds, and needs a
-    /// tokio runtime.
+    /// tokio runtime. `embeddings` are taken in place of rows computed from the model's; weights that were saved adapted
+    /// have their own.
     ///
     /// # Errors
     /// A setting that cannot hold, by its name; a model that cannot be read, or does not belong to the patch vocabulary;
@@ -24,13 +26,15 @@ impl Engine {
         config: Config,
         files: &ModelFiles,
         patch: Option<PatchVocabulary>,
+        embeddings: Option<&PatchEmbeddings>,
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
         config.check()?;
         let model_config = ModelConfig::parse(files)?;
         let fingerprint = vocabulary_fingerprint(files, patch.as_ref())?;
         let eos_token_ids = eos_token_ids(&model_config, patch.as_ref())?;
-        let runner = CpuRunner::load(&Checkpoint::open(files)?, &model_config, patch.as_ref())?;
+        let checkpoint = Checkpoint::open(files)?;
+        let runner = CpuRunner::load(&checkpoint, &model_config, patch.as_ref(), embeddings)?;
         // Asked now: what the weights take is available no more.
         let available_bytes = memory::available_bytes();
         let needs = KvNeeds {

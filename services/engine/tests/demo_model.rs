@@ -25,7 +25,7 @@ impl Served {
     fn new(config: Config) -> Self {
         let files = ModelFiles::open(&fused_testkit::model_dir("demo-llama")).unwrap();
         let lifecycle = Lifecycle::new();
-        let engine = Engine::start_cpu(config, &files, None, &lifecycle).unwrap();
+        let engine = Engine::start_cpu(config, &files, None, None, &lifecycle).unwrap();
         let (channel, listener) = fused_transport::in_memory();
         let server = Server::builder().add_service(engine.service());
         let serving = server.serve_with_incoming_shutdown(listener, lifecycle.stopped());

@@ -51,6 +51,8 @@ pub(crate) enum Vocab {
     Encode(VocabEncode),
     /// Write a page about what a patch vocabulary does to a held-out text
     Report(VocabReport),
+    /// Make a patch vocabulary of what AdaptiVocab's own code wrote
+    Import(VocabImport),
 }
 
 #[derive(Args, Debug)]
@@ -175,6 +177,22 @@ pub(crate) struct VocabReport {
     /// Number of the document to show before and after [default: one that saves as much as the median]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) example: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VocabImport {
+    /// patch_tokenizer.pkl, or the folder of removed_tokens.pkl, added_ngrams.pkl and inputs_ids_convert.pkl
+    #[arg(value_name = "PKL_OR_DIR")]
+    pub(crate) artefacts: PathBuf,
+    /// Model directory or hub id that the vocabulary is for [default: the tokenizer in patch_tokenizer.pkl]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Option<String>,
+    /// Where to write the patch vocabulary
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Where to write the tokenizer.json that it belongs to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer_out: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -8,6 +8,7 @@ mod http_server;
 mod model;
 mod probe;
 mod process;
+mod reference_files;
 mod roles;
 mod vocab;
 

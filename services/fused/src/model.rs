@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use anyhow::Context;
-use fused_checkpoint::{ModelFiles, Wanted};
+use fused_checkpoint::{FileBytes, ModelFiles, Wanted};
 use fused_settings::Settings;
 use fused_vocabulary::PatchVocabulary;
+use fused_vocabulary::import::{PatchEmbeddings, import};
+
+use crate::reference_files::{self, ReferenceFiles};
 
 /// The patch vocabulary of a model directory.
 const PATCH_FILE: &str = "patch_vocabulary.json";
+const TOKENIZER_FILE: &str = "tokenizer.json";
 
 macro_rules! demo_file {
     ($name:literal) => {
@@ -34,21 +38,17 @@ pub(crate) fn files(model: Option<&str>, wanted: Wanted) -> anyhow::Result<Model
     }
 }
 
-/// The patch vocabulary: the file named by the settings, else the one beside the model, else none.
-pub(crate) fn patch(settings: &Settings, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
-    patch_at(settings.patch_vocabulary.as_deref(), files)
+/// The `tokenizer.json` of a model.
+pub(crate) fn tokenizer_json(files: &ModelFiles) -> anyhow::Result<FileBytes> {
+    files.read(TOKENIZER_FILE)?.with_context(|| format!("model `{}` has no {TOKENIZER_FILE}", files.name()))
 }
 
-/// The patch vocabulary: the file named, none for `none`, else the one beside the model, if there is one.
-pub(crate) fn patch_at(path: Option<&str>, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
-    match path {
+/// The patch vocabulary: the file that is named, unless that is `none`, else the one beside the model, else none.
+pub(crate) fn patch(named: Option<&str>, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
+    match named {
         Some("none") => Ok(None),
         Some(path) => {
-            let bytes =
-                std::fs::read(Path::new(path)).with_context(|| format!("patch vocabulary `{path}`"))?;
-            let patch =
-                PatchVocabulary::parse(&bytes).with_context(|| format!("patch vocabulary `{path}`"))?;
-            Ok(Some(patch))
+            read_patch(Path::new(path), files).with_context(|| format!("patch vocabulary `{path}`")).map(Some)
         }
         None => files
             .read(PATCH_FILE)?
@@ -57,6 +57,25 @@ pub(crate) fn patch_at(path: Option<&str>, files: &ModelFiles) -> anyhow::Result
                     .with_context(|| format!("{PATCH_FILE} of model `{}`", files.name()))
             })
             .transpose(),
+    }
+}
+
+/// A `patch_vocabulary.json`, or a pickle of AdaptiVocab's own code.
+fn read_patch(path: &Path, files: &ModelFiles) -> anyhow::Result<PatchVocabulary> {
+    if !reference_files::is_pickle(path)? {
+        return Ok(PatchVocabulary::parse(&std::fs::read(path)?)?);
+    }
+    let reference = ReferenceFiles::read(path)?;
+    Ok(import(&reference.artefacts(), Some(&tokenizer_json(files)?))?.patch)
+}
+
+/// The embedding matrices that lie beside a named pickle, to be taken in place of those computed from the model's.
+pub(crate) fn patch_embeddings(named: Option<&str>) -> anyhow::Result<Option<PatchEmbeddings>> {
+    match named.map(Path::new) {
+        Some(path) if path != Path::new("none") && reference_files::is_pickle(path)? => {
+            reference_files::embeddings(path)
+        }
+        _ => Ok(None),
     }
 }
 

@@ -93,6 +93,20 @@ pub enum Error {
     /// A build was told to end.
     #[error("cancelled")]
     Cancelled,
+    /// A file of AdaptiVocab's own code is no pickle, asks for what is not read, or contradicts itself.
+    #[error("{part}: {problem}")]
+    Artefact {
+        /// Which of them.
+        part: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A pickled base tokenizer does not encode as the model's does.
+    #[error("the vocabulary was made for another tokenizer than the model's: {difference}")]
+    TokenizersDiffer {
+        /// In what.
+        difference: String,
+    },
     /// The corpus does not offer what was asked for.
     #[error("{asked} {what} were asked for, but only {reachable} can be had")]
     NotReachable {
@@ -108,5 +122,9 @@ pub enum Error {
 impl Error {
     pub(crate) fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Field { field: field.into(), problem: problem.into() }
+    }
+
+    pub(crate) fn artefact(part: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Artefact { part: part.into(), problem: problem.into() }
     }
 }

@@ -7,8 +7,9 @@
 //! is a function of its inputs.
 //!
 //! Text goes [`Vocabulary::encode`], or in pieces [`Encoder`], → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is
-//! the file between `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows
-//! are made; [`report`] measures what a patch vocabulary does to a text.
+//! the file between `fused vocab build` and everyone else, and [`import`] makes one of what AdaptiVocab's own code writes;
+//! [`embedding`] has the weights by which an adapted model's rows are made; [`report`] measures what a patch vocabulary
+//! does to a text.
 
 mod base;
 pub mod build;
@@ -18,6 +19,7 @@ pub mod embedding;
 mod encoder;
 mod error;
 mod fingerprint;
+pub mod import;
 mod patch;
 pub mod report;
 mod segment;

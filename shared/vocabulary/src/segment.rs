@@ -48,7 +48,9 @@ struct Cost {
 const BLOCK: usize = 1024;
 
 impl Segmenter {
-    pub(crate) fn new(patch: &PatchVocabulary) -> Self {
+    /// What is special in a text must stay a token of its own, or decoding could not leave it out: n-tokens with a special
+    /// token in them are never laid. Those with a removed one never match, for removed tokens are replaced before.
+    pub(crate) fn new(patch: &PatchVocabulary, is_special: impl Fn(TokenId) -> bool) -> Self {
         let mut parts = vec![Box::default(); patch.base_vocab_size()];
         for removed in patch.removed() {
             parts[removed.id.row()] = removed.parts.clone().into();
@@ -59,7 +61,10 @@ impl Segmenter {
             parts,
             model_ids: base_ids.map(|id| patch.model_id(id)).collect(),
             n_tokens: patch.n_tokens().iter().map(|n_token| n_token.id).collect(),
-            trie: Trie::new(patch.n_tokens().iter().map(|n_token| &n_token.base[..])),
+            trie: Trie::new(patch.n_tokens().iter().map(|n_token| match &n_token.base[..] {
+                base if base.iter().any(|id| is_special(*id)) => &[],
+                base => base,
+            })),
         }
     }
 

@@ -69,7 +69,8 @@ impl Vocabulary {
                 bytes_end: bytes.len(),
                 first_bytes: row.first().map_or(0, |id| base.bytes(*id).len()),
                 num_base_tokens: row.len(),
-                is_special: row.iter().any(|id| base.kind(*id) == Kind::Special),
+                // An n-token is text, also where a special token is in it (see `Segmenter::new`).
+                is_special: matches!(row, [id] if base.kind(*id) == Kind::Special),
             });
         };
         match &patch {
@@ -79,8 +80,8 @@ impl Vocabulary {
                 Row::NToken(ids) => add(ids),
             }),
         }
-        let mut vocabulary =
-            Self { base, patch: patch.map(Patch::new), fingerprint, tokens, bytes, max_token_bytes: 0 };
+        let patch = patch.map(|patch| Patch::new(patch, &base));
+        let mut vocabulary = Self { base, patch, fingerprint, tokens, bytes, max_token_bytes: 0 };
         vocabulary.max_token_bytes = (0..vocabulary.vocab_size() as u32)
             .map(|id| vocabulary.token_bytes(TokenId(id)).len())
             .max()
@@ -229,13 +230,14 @@ impl Vocabulary {
 }
 
 impl Patch {
-    fn new(vocabulary: PatchVocabulary) -> Self {
-        Self { segmenter: Segmenter::new(&vocabulary), vocabulary }
+    fn new(vocabulary: PatchVocabulary, base: &BaseTokenizer) -> Self {
+        let segmenter = Segmenter::new(&vocabulary, |id| base.kind(id) == Kind::Special);
+        Self { segmenter, vocabulary }
     }
 }
 
-/// The rules that need the tokenizer: same base, same bytes, nothing special touched, texts true.
-fn check(patch: &PatchVocabulary, base: &BaseTokenizer) -> Result<()> {
+/// The rules that need the tokenizer: same base, same bytes, nothing special removed, texts true.
+pub(crate) fn check(patch: &PatchVocabulary, base: &BaseTokenizer) -> Result<()> {
     if patch.base_vocab_size() != base.vocab_size() {
         let problem = format!("{}, but the tokenizer has {}", patch.base_vocab_size(), base.vocab_size());
         return Err(Error::field("base_vocab_size", problem));
@@ -254,10 +256,8 @@ fn check(patch: &PatchVocabulary, base: &BaseTokenizer) -> Result<()> {
     }
     for (idx, n_token) in patch.n_tokens().iter().enumerate() {
         let field = |name| format!("n_tokens[{idx}].{name}");
-        if let Some(id) =
-            n_token.base.iter().find(|id| matches!(base.kind(**id), Kind::Special | Kind::Absent))
-        {
-            return Err(Error::field(field("base"), format!("{id} is a special token, or none")));
+        if let Some(id) = n_token.base.iter().find(|id| base.kind(**id) == Kind::Absent) {
+            return Err(Error::field(field("base"), format!("{id} is no token of the tokenizer")));
         }
         let bytes = base.joined_bytes(&n_token.base);
         check_text(&n_token.text, &bytes).map_err(|problem| Error::field(field("text"), problem))?;

@@ -1,6 +1,7 @@
 //! Embedding rows for a patch vocabulary (AdaptiVocab, arXiv 2503.19693, section 3.3).
 
-use fused_checkpoint::ModelConfig;
+use fused_checkpoint::{Dtype, ModelConfig};
+use fused_vocabulary::import::EmbeddingMatrix;
 use fused_vocabulary::{PatchVocabulary, Row, TokenId};
 
 use super::tensor::{Element, MakeRows};
@@ -49,6 +50,30 @@ pub(super) fn rows(
         return Err(Error::BaseToken { token, num_rows });
     }
     Ok(base.with_rows(patch.vocab_size(), &Rows { rows: patch.rows().collect(), weights }))
+}
+
+/// A matrix of the adapted model that was made elsewhere, perhaps trained, in its own precision.
+///
+/// # Errors
+/// It has not as many rows as the vocabulary has tokens, not as many columns as the model, or a value that is no number.
+pub(super) fn pickled(
+    matrix: &EmbeddingMatrix,
+    side: &'static str,
+    patch: &PatchVocabulary,
+    hidden_size: usize,
+) -> Result<Tensor, Error> {
+    let found = (matrix.num_rows(), matrix.num_cols());
+    let wanted = (patch.vocab_size(), hidden_size);
+    if found != wanted {
+        return Err(Error::PickledShape { side, found, wanted });
+    }
+    let read = fused_checkpoint::Tensor { dtype: Dtype::F32, shape: &[], bytes: matrix.bytes() };
+    let read = Tensor::read(&read, found.0, found.1);
+    if read.is_finite() {
+        Ok(read)
+    } else {
+        Err(Error::NotFinite { tensor: format!("pickled {side} embedding") })
+    }
 }
 
 struct Rows<'a> {

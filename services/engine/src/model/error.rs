@@ -46,6 +46,19 @@ pub enum Error {
         /// Rows of the base model's matrix.
         num_rows: usize,
     },
+    /// A pickled embedding matrix belongs to another model or another vocabulary.
+    #[error(
+        "the pickled {side} embedding has {} rows of {}, and the model adapted to the patch vocabulary needs {} rows of {}",
+        found.0, found.1, wanted.0, wanted.1
+    )]
+    PickledShape {
+        /// Input or output.
+        side: &'static str,
+        /// Its rows and columns.
+        found: (usize, usize),
+        /// Tokens of the patch vocabulary, and the model's hidden size.
+        wanted: (usize, usize),
+    },
     /// The device cannot take a matrix.
     #[error("a weight matrix cannot be placed on the device")]
     Place(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -16,6 +16,7 @@ mod tensor;
 
 use fused_checkpoint::{Activation, Checkpoint, Family, ModelConfig};
 use fused_vocabulary::PatchVocabulary;
+use fused_vocabulary::import::PatchEmbeddings;
 
 pub use error::Error;
 pub use tensor::Tensor;
@@ -136,7 +137,8 @@ pub struct Linear<W> {
 }
 
 impl<W> Model<W> {
-    /// Loads all weights; `place` puts a matrix where the runner wants it.
+    /// Loads all weights; `place` puts a matrix where the runner wants it. Where they are adapted to `patch` on the way,
+    /// `embeddings` are the adapted matrices, or they are computed from the base model's.
     ///
     /// # Errors
     /// A tensor that is missing, or of another shape or type than `config` says; a patch vocabulary that does not belong
@@ -145,10 +147,11 @@ impl<W> Model<W> {
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         patch: Option<&PatchVocabulary>,
+        embeddings: Option<&PatchEmbeddings>,
         place: &dyn Fn(Tensor) -> Result<W, Error>,
     ) -> Result<Self, Error> {
         let patch = adapt::needed(config, patch)?;
-        let source = source::Source { checkpoint, config, patch, place };
+        let source = source::Source { checkpoint, config, patch, embeddings, place };
         match config.family {
             Family::Gpt2 => gpt2::load(&source),
             Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama::load(&source),

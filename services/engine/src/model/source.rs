@@ -1,4 +1,5 @@
 use fused_checkpoint::{Checkpoint, ModelConfig};
+use fused_vocabulary::import::PatchEmbeddings;
 use fused_vocabulary::{PatchVocabulary, embedding};
 
 use super::{Error, FeedForward, Linear, Norm, Shape, Tensor, adapt};
@@ -9,6 +10,8 @@ pub(super) struct Source<'a, W> {
     pub(super) config: &'a ModelConfig,
     /// To be applied to these weights.
     pub(super) patch: Option<&'a PatchVocabulary>,
+    /// The matrices of the adapted model, where they are not to be computed.
+    pub(super) embeddings: Option<&'a PatchEmbeddings>,
     pub(super) place: &'a dyn Fn(Tensor) -> Result<W, Error>,
 }
 
@@ -57,6 +60,10 @@ impl<W> Source<'_, W> {
         let Some(patch) = self.patch else {
             return Ok(((self.place)(stored)?, stored_head.map(self.place).transpose()?));
         };
+        if let Some(PatchEmbeddings { input, output }) = self.embeddings {
+            let head = (self.place)(adapt::pickled(output, "output", patch, num_cols)?)?;
+            return Ok(((self.place)(adapt::pickled(input, "input", patch, num_cols)?)?, Some(head)));
+        }
         // The two differ from here on, tied or not: n-tokens lean on their last token in one, on their first in the other.
         let head = adapt::rows(stored_head.as_ref().unwrap_or(&stored), patch, embedding::output_weights)?;
         let embedding = adapt::rows(&stored, patch, embedding::input_weights)?;

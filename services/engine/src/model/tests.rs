@@ -15,7 +15,7 @@ fn load(
     config: &ModelConfig,
     patch: Option<&PatchVocabulary>,
 ) -> Result<Model<Tensor>, Error> {
-    Model::load(checkpoint, config, patch, &Ok)
+    Model::load(checkpoint, config, patch, None, &Ok)
 }
 
 /// Two base tokens are removed; an n-token of two and one of three base tokens take their ids.

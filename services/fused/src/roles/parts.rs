@@ -35,7 +35,7 @@ impl Loaded {
         let settings = Arc::clone(settings);
         let loaded = tokio::task::spawn_blocking(move || {
             let files = model::files(settings.model.as_deref(), wanted)?;
-            let patch = model::patch(&settings, &files)?;
+            let patch = model::patch(settings.patch_vocabulary.as_deref(), &files)?;
             Ok(Self { files, patch })
         });
         loaded.await?
@@ -60,7 +60,9 @@ pub(crate) async fn start_engine(process: &Arc<Process>, loaded: Loaded) -> anyh
             stream_buffer: settings.stream_buffer,
             ..fused_engine::Config::default()
         };
-        Ok(Engine::start_cpu(config, &loaded.files, loaded.patch, &process.lifecycle)?)
+        let embeddings = model::patch_embeddings(settings.patch_vocabulary.as_deref())?;
+        let (files, patch) = (&loaded.files, loaded.patch);
+        Ok(Engine::start_cpu(config, files, patch, embeddings.as_ref(), &process.lifecycle)?)
     });
     started.await?
 }

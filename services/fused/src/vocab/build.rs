@@ -10,9 +10,9 @@ use fused_vocabulary::build::{BuildReport, BuildRequest, Selection, Words, build
 use fused_vocabulary::{Error, Mode, PatchVocabulary};
 
 use super::interrupt::Interrupt;
+use super::on_threads;
 use super::output::Output;
 use super::progress::Progress;
-use super::{on_threads, tokenizer_json};
 use crate::cli::{ModeArg, SelectionArg, VocabBuild};
 use crate::corpus::Corpus;
 use crate::{model, process};
@@ -84,13 +84,17 @@ fn chosen(
 /// The `tokenizer.json` of `--tokenizer`, else of the model.
 fn base_tokenizer(command: &VocabBuild) -> anyhow::Result<Vec<u8>> {
     match command.tokenizer.as_deref() {
-        None => tokenizer_json(&model::files(command.model.as_deref(), Wanted::NoWeights)?),
+        None => {
+            let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
+            Ok(model::tokenizer_json(&files)?.to_vec())
+        }
         Some(path) if Path::new(path).is_file() => {
             std::fs::read(path).with_context(|| format!("--tokenizer {path}"))
         }
         Some(dir_or_id) => {
             let files = ModelFiles::resolve(dir_or_id, Wanted::NoWeights);
-            tokenizer_json(&files.with_context(|| format!("--tokenizer {dir_or_id}"))?)
+            let files = files.with_context(|| format!("--tokenizer {dir_or_id}"))?;
+            Ok(model::tokenizer_json(&files)?.to_vec())
         }
     }
 }

@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use super::interrupt::Interrupt;
 use super::npy::Array;
+use super::on_threads;
 use super::output::Output;
 use super::progress::Progress;
 use super::token_table::TokenTable;
-use super::{on_threads, tokenizer_json};
 use crate::cli::{EncodeTo, VocabEncode};
 use crate::corpus::Corpus;
 use crate::{model, process};
@@ -22,8 +22,8 @@ use crate::{model, process};
 pub(super) fn run(command: &VocabEncode) -> anyhow::Result<()> {
     let start = Instant::now();
     let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
-    let patch = model::patch_at(command.patch_vocabulary.as_deref(), &files)?;
-    let vocabulary = Vocabulary::load(&tokenizer_json(&files)?, patch)?;
+    let patch = model::patch(command.patch_vocabulary.as_deref(), &files)?;
+    let vocabulary = Vocabulary::load(&model::tokenizer_json(&files)?, patch)?;
     let separator = separator(command, &files, &vocabulary)?;
     let corpus = Corpus::open(&command.corpus.corpus, command.corpus.field.as_deref()).context("--corpus")?;
     let interrupt = Interrupt::listen()?;

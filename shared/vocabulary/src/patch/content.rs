@@ -7,7 +7,7 @@ use crate::{Error, Fingerprint, Result, TokenId};
 /// The longest n-token, in base tokens. The paper uses 3 and 5; the bound keeps one step of segmentation short.
 pub(crate) const MAX_N: usize = 64;
 /// The most parts of a removed token: a token of so many bytes would be a strange one.
-const MAX_PARTS: usize = 1024;
+pub(crate) const MAX_PARTS: usize = 1024;
 
 /// Where the n-tokens' ids come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +64,8 @@ pub struct Removed {
 pub struct NToken {
     /// Its model id.
     pub id: TokenId,
-    /// The base ids it stands for, two or more, all kept.
+    /// The base ids it stands for, two or more. With a removed or a special one among them it never matches; it has its
+    /// row in the model all the same, as in vocabularies that AdaptiVocab's own code made.
     pub base: Vec<TokenId>,
     /// What it reads, for humans.
     pub text: String,
@@ -132,16 +133,19 @@ impl PatchContent {
             if is_kept(&removed.id) {
                 return Err(Error::field(field("id"), format!("{} also has a model id in kept", removed.id)));
             }
-            check_base_ids(&removed.parts, MAX_PARTS, is_kept)
+            check_base_ids(&removed.parts, MAX_PARTS, is_kept, "a kept base token")
                 .map_err(|problem| Error::field(field("parts"), problem))?;
         }
         if self.model_ids.iter().filter(|id| id.is_none()).count() != self.removed.len() {
             return Err(Error::field("kept", "a base id is neither kept nor removed"));
         }
+        // Removed ones are let in: AdaptiVocab's own code counts n-tokens before it removes tokens, and its models have
+        // rows for those that can never match. Left out, every id and row behind them would be another.
+        let is_known = |id: &TokenId| id.row() < self.model_ids.len();
         let mut seen = std::collections::HashSet::with_capacity(self.n_tokens.len());
         for (idx, n_token) in self.n_tokens.iter().enumerate() {
             let field = || format!("n_tokens[{idx}].base");
-            check_base_ids(&n_token.base, MAX_N, is_kept)
+            check_base_ids(&n_token.base, MAX_N, is_known, "a base token")
                 .map_err(|problem| Error::field(field(), problem))?;
             if !seen.insert(&n_token.base) {
                 return Err(Error::field(field(), "the same base ids stand twice in the list"));
@@ -197,13 +201,14 @@ impl PatchContent {
 fn check_base_ids(
     ids: &[TokenId],
     max: usize,
-    is_kept: impl Fn(&TokenId) -> bool,
+    is_fit: impl Fn(&TokenId) -> bool,
+    what: &str,
 ) -> std::result::Result<(), String> {
     if !(2..=max).contains(&ids.len()) {
         return Err(format!("{} base ids are not in 2 to {max}", ids.len()));
     }
-    match ids.iter().find(|id| !is_kept(id)) {
-        Some(id) => Err(format!("{id} is not a kept base token")),
+    match ids.iter().find(|id| !is_fit(id)) {
+        Some(id) => Err(format!("{id} is not {what}")),
         None => Ok(()),
     }
 }

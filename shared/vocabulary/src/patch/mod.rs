@@ -5,8 +5,8 @@ mod file;
 
 use std::fmt;
 
-pub(crate) use content::MAX_N;
 use content::Origin;
+pub(crate) use content::{MAX_N, MAX_PARTS};
 pub use content::{Mode, NToken, PatchContent, Removed, Segmentation};
 
 use crate::{Fingerprint, Result, TokenId};

@@ -37,7 +37,7 @@ fn patch(n_tokens: &[Vec<u32>], segmentation: Segmentation) -> PatchVocabulary {
 }
 
 fn segment(patch: &PatchVocabulary, pieces: &[&[TokenId]]) -> Vec<TokenId> {
-    let segmenter = Segmenter::new(patch);
+    let segmenter = Segmenter::new(patch, |_| false);
     let (mut undecided, mut out) = (Undecided::default(), Vec::new());
     for piece in pieces {
         segmenter.push(&mut undecided, piece, &mut out);
@@ -138,7 +138,7 @@ proptest! {
 #[test]
 fn what_nothing_can_change_is_said_at_once() {
     let patch = patch(&[vec![0, 1, 2]], Segmentation::Optimal);
-    let segmenter = Segmenter::new(&patch);
+    let segmenter = Segmenter::new(&patch, |_| false);
     let (mut undecided, mut out) = (Undecided::default(), Vec::new());
     let mut push = |ids: &[u32]| {
         let ids: Vec<_> = ids.iter().copied().map(TokenId).collect();

@@ -17,6 +17,7 @@ use fused_checkpoint::{Checkpoint, ModelConfig};
 use fused_kernels::Matrix;
 use fused_virtual_memory::LinuxMemory;
 use fused_vocabulary::PatchVocabulary;
+use fused_vocabulary::import::PatchEmbeddings;
 use rayon::ThreadPool;
 
 use super::{Runner, RunnerError, SequenceOutput, SequenceStep};
@@ -34,7 +35,7 @@ pub struct CpuRunner {
 }
 
 impl CpuRunner {
-    /// Loads the weights, adapted to `patch` where they are not yet.
+    /// Loads the weights, adapted to `patch` where they are not yet, with `embeddings` where they are given.
     ///
     /// # Errors
     /// The weights do not fit the configuration or the patch vocabulary, or the system has no threads to give.
@@ -42,6 +43,7 @@ impl CpuRunner {
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         patch: Option<&PatchVocabulary>,
+        embeddings: Option<&PatchEmbeddings>,
     ) -> Result<Self, model::Error> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(available_parallelism().map_or(1, usize::from))
@@ -52,7 +54,7 @@ impl CpuRunner {
             let packed = Matrix::pack(tensor.elements(), tensor.num_rows(), tensor.num_cols());
             packed.map_err(|error| model::Error::Place(error.into()))
         };
-        let model = pool.install(|| Model::load(checkpoint, config, patch, &place))?;
+        let model = pool.install(|| Model::load(checkpoint, config, patch, embeddings, &place))?;
         Ok(Self { model, pool, scratch: Scratch::default() })
     }
 

@@ -1,12 +1,15 @@
 use fused_checkpoint::ModelFiles;
 use fused_testkit::{golden, model_dir};
 use fused_vocabulary::TokenId;
+use fused_vocabulary::import::PatchEmbeddings;
 use serde_json::Value;
 
 use super::*;
 use crate::kv::{KvSize, SlotId};
 use crate::runner::PromptLogprobStep;
 use crate::sampler::{SampleStep, Sampling, TokenLogprobs};
+
+mod reference;
 
 const GREEDY: Sampling = Sampling {
     temperature: 0.0,
@@ -44,9 +47,16 @@ struct Running {
 
 impl Machine {
     fn new(model: &str) -> Self {
-        let files = ModelFiles::open(&model_dir(model)).unwrap();
-        let (checkpoint, config) = (Checkpoint::open(&files).unwrap(), ModelConfig::parse(&files).unwrap());
-        let runner = CpuRunner::load(&checkpoint, &config, None).unwrap();
+        Self::load(&ModelFiles::open(&model_dir(model)).unwrap(), None, None)
+    }
+
+    fn load(
+        files: &ModelFiles,
+        patch: Option<&PatchVocabulary>,
+        embeddings: Option<&PatchEmbeddings>,
+    ) -> Self {
+        let (checkpoint, config) = (Checkpoint::open(files).unwrap(), ModelConfig::parse(files).unwrap());
+        let runner = CpuRunner::load(&checkpoint, &config, patch, embeddings).unwrap();
         let size =
             KvSize { num_slots: 24, max_model_len: config.max_position_embeddings, pool_bytes: 64 << 20 };
         let kv = KvCache::new(LinuxMemory::new(1 << 16, size.pool_bytes).unwrap(), runner.kv_layout(), size);

@@ -2,7 +2,6 @@
 //! come from `fused_vocabulary::report`; here they become a page.
 
 mod figures;
-mod output;
 mod page;
 mod plot;
 mod visible;
@@ -14,32 +13,31 @@ use fused_checkpoint::{ModelFiles, Wanted};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::report::{Comparison, Report};
 
-use super::tokenizer_json;
+use super::whole_files::{self, WholeFile};
 use crate::cli::VocabReport;
 use crate::corpus::Corpus;
 use crate::{model, process};
 use figures::{change, number};
-use output::Output;
 use page::Page;
 
 pub(crate) fn run(command: &VocabReport) -> anyhow::Result<()> {
     let (model, report) = measure(command)?;
     let page =
         Page { model: &model, texts: &text_names(&command.text), made_at: &made_at(), report: &report };
-    let mut outputs = vec![Output::new(&command.out, page.to_html()?.into_bytes())];
+    let mut outputs = vec![WholeFile::new(&command.out, page.to_html()?.into_bytes())];
     if let Some(path) = &command.json {
-        outputs.push(Output::new(path, serde_json::to_vec_pretty(&report)?));
+        outputs.push(WholeFile::new(path, serde_json::to_vec_pretty(&report)?));
     }
-    output::write(&outputs)?;
+    whole_files::write(&outputs)?;
     process::print(&summary(command, &report))
 }
 
 /// The model's name and what was measured. Whatever fails here is the input's fault.
 fn measure(command: &VocabReport) -> anyhow::Result<(String, Report)> {
     let inputs = command.text.iter().cloned().chain(command.patch_vocabulary.as_deref().map(PathBuf::from));
-    output::check(&[Some(&command.out), command.json.as_ref()], inputs)?;
+    whole_files::check(&[Some(&command.out), command.json.as_ref()], inputs)?;
     let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
-    let comparison = Comparison::load(&tokenizer_json(&files)?, patch(command, &files)?)?;
+    let comparison = Comparison::load(&model::tokenizer_json(&files)?, patch(command, &files)?)?;
     let documents = Corpus::open(&command.text, command.field.as_deref()).context("--text")?.into_documents();
     let report = comparison.measure(documents, command.example).context("--text")?;
     ensure!(report.num_base_tokens > 0, "--text: there is no document in it");
@@ -50,7 +48,7 @@ fn measure(command: &VocabReport) -> anyhow::Result<(String, Report)> {
 }
 
 fn patch(command: &VocabReport, files: &ModelFiles) -> anyhow::Result<PatchVocabulary> {
-    let patch = model::patch_at(command.patch_vocabulary.as_deref(), files)?;
+    let patch = model::patch(command.patch_vocabulary.as_deref(), files)?;
     patch.with_context(|| {
         format!("model `{}` has no patch vocabulary: name one with --patch-vocabulary", files.name())
     })

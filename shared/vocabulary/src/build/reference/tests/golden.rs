@@ -72,7 +72,7 @@ impl Run {
             .collect();
         let json = TokenizerJson::parse(&tokenizer).unwrap();
         let base = BaseTokenizer::load(&json).unwrap();
-        let encode = |document: &&str| base.encode(document, SpecialTokens::Omit).unwrap();
+        let encode = |document: &&str| base.encode(document).unwrap();
         let spool = Spool::of(&documents.par_iter().map(encode).collect::<Vec<_>>());
         let halves = crate::build::removal::halves(&json, &base);
         Some(Self { golden, texts: TokenTexts::new(&base), halves, spool, base })

@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Small files that a tool writes at its end, whole or not at all.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use tempfile::NamedTempFile;
 
-use crate::vocab::output::folder;
+use super::output::folder;
 
-pub(super) struct Output<'a> {
+pub(super) struct WholeFile<'a> {
     path: &'a Path,
     content: Vec<u8>,
 }
 
-impl<'a> Output<'a> {
+impl<'a> WholeFile<'a> {
     pub(super) fn new(path: &'a Path, content: Vec<u8>) -> Self {
         Self { path, content }
     }
@@ -42,7 +42,7 @@ pub(super) fn check(
 }
 
 /// Writes all of them beside their places, then renames: nobody ever reads half a file, and a full disk leaves none.
-pub(super) fn write(outputs: &[Output<'_>]) -> anyhow::Result<()> {
+pub(super) fn write(outputs: &[WholeFile<'_>]) -> anyhow::Result<()> {
     let mut written = Vec::with_capacity(outputs.len());
     for output in outputs {
         let name = || format!("cannot write {}", output.path.display());
@@ -54,7 +54,7 @@ pub(super) fn write(outputs: &[Output<'_>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_beside(output: &Output<'_>) -> anyhow::Result<NamedTempFile> {
+fn write_beside(output: &WholeFile<'_>) -> anyhow::Result<NamedTempFile> {
     let readable = std::fs::Permissions::from_mode(0o644);
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder(output.path))?;
     file.write_all(&output.content)?;
