@@ -169,8 +169,8 @@ fn bad_input_ends_with_2_names_what_is_wrong_and_leaves_no_file() {
     };
     let model = model.to_str().unwrap();
     let patch = format!("{model}/patch_vocabulary.json");
-    refused(run(model, &broken), &["--patch-vocabulary", "broken.json"]);
-    refused(run(model, "/no/such/patch"), &["--patch-vocabulary", "/no/such/patch"]);
+    refused(run(model, &broken), &["patch vocabulary", "broken.json"]);
+    refused(run(model, "/no/such/patch"), &["patch vocabulary", "/no/such/patch"]);
     refused(run("/no/such/model", &patch), &["/no/such/model"]);
     let other = model_dir("tiny-gpt2");
     refused(run(other.to_str().unwrap(), &patch), &["tiny-gpt2", "tokenizer.json"]);

@@ -15,7 +15,6 @@ use super::super::python::num_words;
 use super::super::removal::{self, TokenCount};
 use super::super::token_text::TokenTexts;
 use super::super::*;
-use crate::SpecialTokens;
 use crate::build::Unobserved;
 
 /// What golden.py prints.
