@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use fused_settings::Flags;
-use fused_vocabulary::build::BuildRequest;
 
 /// Serves a language model whose vocabulary was adapted to one domain.
 #[derive(Parser, Debug)]
@@ -69,9 +68,9 @@ pub(crate) struct VocabBuild {
     /// How many little-used tokens to remove [default: as many as are added; 0 with --mode extend]
     #[arg(long, value_name = "N")]
     pub(crate) remove: Option<usize>,
-    /// The longest n-token, in base tokens
-    #[arg(long, value_name = "N", default_value_t = BuildRequest::DEFAULT_MAX_N)]
-    pub(crate) max_n: usize,
+    /// The longest n-token, in base tokens [default: 12; 3 with --selection reference]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_n: Option<usize>,
     /// Whether n-tokens take the ids of removed tokens or new ones
     #[arg(long, value_enum, default_value_t = ModeArg::Replace)]
     pub(crate) mode: ModeArg,

@@ -10,9 +10,9 @@ use fused_vocabulary::{Mode, SpecialTokens, Vocabulary};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (selection, max_n) = match arguments.get(5).map(String::as_str) {
-        None | Some("exact") => (Selection::Exact, BuildRequest::DEFAULT_MAX_N),
-        Some("reference") => (Selection::Reference, BuildRequest::REFERENCE_MAX_N),
+    let selection = match arguments.get(5).map(String::as_str) {
+        None | Some("exact") => Selection::Exact,
+        Some("reference") => Selection::Reference,
         Some(other) => return Err(format!("selection {other} is not exact or reference").into()),
     };
     let [tokenizer, train, heldout, add, out, ..] = arguments.as_slice() else {
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         tokenizer_json: &tokenizer_json,
         add,
         remove: add,
-        max_n,
+        max_n: BuildRequest::default_max_n(selection),
         mode: Mode::Replace,
         words: Words::Cross,
         selection,

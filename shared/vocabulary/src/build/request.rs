@@ -53,6 +53,15 @@ impl BuildRequest<'_> {
     /// The same for [`Selection::Reference`], whose own default it is.
     pub const REFERENCE_MAX_N: usize = 3;
 
+    /// The longest n-token unless asked otherwise.
+    #[must_use]
+    pub fn default_max_n(selection: Selection) -> usize {
+        match selection {
+            Selection::Exact => Self::DEFAULT_MAX_N,
+            Selection::Reference => Self::REFERENCE_MAX_N,
+        }
+    }
+
     /// How many tokens are removed unless asked otherwise: as many as are added, or none where the vocabulary is extended.
     #[must_use]
     pub fn default_remove(mode: Mode, add: usize) -> usize {

@@ -76,7 +76,7 @@ fn what_the_reference_cannot_do_is_refused_by_name() {
     };
     let corpus = corpus();
     let error = refused(|request| request.words = Words::Within, &corpus);
-    assert_eq!(error, "words: the reference has its own rule about words, which cannot be chosen");
+    assert_eq!(error, "cross_words: the reference has its own rule about words, which cannot be chosen");
     let error = refused(|request| request.remove = 7, &corpus);
     assert_eq!(error, "remove: the reference adds as many n-tokens as tokens are removed: 7 is not 30");
     let error = refused(|_| (), &corpus[20..]);
