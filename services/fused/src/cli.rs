@@ -68,7 +68,7 @@ pub(crate) struct VocabBuild {
     /// How many little-used tokens to remove [default: as many as are added; 0 with --mode extend]
     #[arg(long, value_name = "N")]
     pub(crate) remove: Option<usize>,
-    /// The longest n-token, in base tokens [default: 12; 3 with --selection reference]
+    /// The longest n-token, in base tokens [default: 32; 3 with --selection reference]
     #[arg(long, value_name = "N")]
     pub(crate) max_n: Option<usize>,
     /// Whether n-tokens take the ids of removed tokens or new ones
@@ -77,6 +77,10 @@ pub(crate) struct VocabBuild {
     /// Whether n-tokens may reach across word borders
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     pub(crate) cross_words: bool,
+    /// Whether n-tokens may reach across line breaks: false for a model that is served without fine-tuning, which reads
+    /// such n-tokens badly; else true, which saves more
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    pub(crate) cross_lines: bool,
     /// How tokens are chosen: so that text takes the fewest, or as AdaptiVocab's own code does
     #[arg(long, value_enum, default_value_t = SelectionArg::Exact)]
     pub(crate) selection: SelectionArg,

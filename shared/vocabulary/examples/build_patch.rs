@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::io::{Write, stdout};
 
-use fused_vocabulary::build::{BuildRequest, Selection, Unobserved, Words, build};
+use fused_vocabulary::build::{BuildRequest, Lines, Selection, Unobserved, Words, build};
 use fused_vocabulary::{Mode, SpecialTokens, Vocabulary};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_n: BuildRequest::default_max_n(selection),
         mode: Mode::Replace,
         words: Words::Cross,
+        lines: Lines::Cross,
         selection,
         keep: &[],
         scratch: &std::env::temp_dir(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use fused_checkpoint::{ModelFiles, Wanted};
-use fused_vocabulary::build::{BuildReport, BuildRequest, Selection, Words, build};
+use fused_vocabulary::build::{BuildReport, BuildRequest, Lines, Selection, Words, build};
 use fused_vocabulary::{Error, Mode, PatchVocabulary};
 
 use super::interrupt::Interrupt;
@@ -44,6 +44,7 @@ pub(super) fn run(command: &VocabBuild) -> anyhow::Result<()> {
         max_n: command.max_n.unwrap_or(BuildRequest::default_max_n(selection)),
         mode,
         words: if command.cross_words { Words::Cross } else { Words::Within },
+        lines: if command.cross_lines { Lines::Cross } else { Lines::Within },
         selection,
         keep: &keep,
         scratch: &scratch(&command.out),

@@ -78,6 +78,9 @@ pub(super) fn check(request: &BuildRequest<'_>) -> Result<()> {
         let problem = "the reference has its own rule about words, which cannot be chosen".to_owned();
         return refused("cross_words", problem);
     }
+    if request.lines == super::Lines::Within {
+        return refused("cross_lines", "the reference's n-tokens may reach across lines".to_owned());
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use rayon::ThreadPoolBuilder;
 
-use super::super::super::{BuildReport, BuildRequest, Selection, Unobserved, Words, build};
+use super::super::super::{BuildReport, BuildRequest, Lines, Selection, Unobserved, Words, build};
 use super::super::*;
 use crate::vocabulary::tests::demo_json;
 use crate::{PatchVocabulary, Segmentation};
@@ -19,6 +19,7 @@ fn request(tokenizer_json: &[u8], mode: Mode) -> BuildRequest<'_> {
         max_n: BuildRequest::REFERENCE_MAX_N,
         mode,
         words: Words::Cross,
+        lines: Lines::Cross,
         selection: Selection::Reference,
         keep: &[],
         scratch: &SCRATCH,

@@ -15,7 +15,6 @@ use super::super::python::num_words;
 use super::super::removal::{self, TokenCount};
 use super::super::token_text::TokenTexts;
 use super::super::*;
-use crate::SpecialTokens;
 use crate::build::Unobserved;
 
 /// What golden.py prints.
@@ -72,7 +71,7 @@ impl Run {
             .collect();
         let json = TokenizerJson::parse(&tokenizer).unwrap();
         let base = BaseTokenizer::load(&json).unwrap();
-        let encode = |document: &&str| base.encode(document, SpecialTokens::Omit).unwrap();
+        let encode = |document: &&str| base.encode(document).unwrap();
         let spool = Spool::of(&documents.par_iter().map(encode).collect::<Vec<_>>());
         let halves = crate::build::removal::halves(&json, &base);
         Some(Self { golden, texts: TokenTexts::new(&base), halves, spool, base })
