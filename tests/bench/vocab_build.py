@@ -28,8 +28,8 @@ from pathlib import Path
 
 SEPARATOR = "\n<|endoftext|>\n"
 COMMAND = (
-    "fused vocab build --model {tokenizer} --corpus {corpus} --add {add} --max-n {max_n} --selection {selection}"
-    " --out {out}"
+    "fused vocab build --tokenizer {tokenizer} --corpus {corpus} --add {add} --max-n {max_n}"
+    " --selection {selection} --threads {threads} --out {out}"
 )
 
 
@@ -100,6 +100,7 @@ def run_fused(arguments, corpus, out, selection, max_n):
         "add": arguments.add,
         "max_n": max_n,
         "selection": selection,
+        "threads": arguments.threads,
         "out": out,
     }
     command = [part.format(**values) for part in shlex.split(arguments.command)]
@@ -161,7 +162,7 @@ def watch_reference(arguments, corpus, folder):
                 child.wait()
     if not ended:
         sys.exit(f"the reference failed:\n{log.read_text()[-3000:]}")
-    report("reference, these stages", wall, cpu, 0)
+    report("reference, these stages", wall, cpu, stage["rss_kib"])
     return wall, cpu, True
 
 

@@ -106,6 +106,25 @@ fn a_vocabulary_is_built_from_every_kind_of_corpus_alike() {
 }
 
 #[test]
+fn the_choice_of_the_reference_is_built_too() {
+    let rig = Rig::new();
+    rig.write(
+        "long.txt",
+        documents().chunks(2).map(<[_]>::concat).collect::<Vec<_>>().join("<|endoftext|>\n").as_bytes(),
+    );
+    let build = "build --corpus @long.txt --selection reference --add 40 --out @patch.json";
+    let report = succeeded(rig.vocab(build));
+    let built = fs::read(rig.path("patch.json")).unwrap();
+    let patch = PatchVocabulary::parse(&built).unwrap();
+    assert_eq!(patch.n_tokens().len(), patch.removed().len());
+    assert!(patch.n_tokens().iter().all(|n_token| n_token.base.len() <= 3));
+    let says_fewer = report.contains(&format!("{} n-tokens, not 40", patch.n_tokens().len()));
+    assert_eq!(says_fewer, patch.n_tokens().len() < 40, "{report}");
+    succeeded(rig.vocab(&format!("{build} --threads 1")));
+    assert_eq!(fs::read(rig.path("patch.json")).unwrap(), built);
+}
+
+#[test]
 fn encoded_ids_are_those_of_the_vocabulary() {
     let rig = Rig::new();
     succeeded(rig.vocab("build --corpus @corpus.txt --add 8 --out @patch.json"));
@@ -177,6 +196,9 @@ fn bad_input_is_named_with_exit_code_2_and_leaves_no_file() {
         (format!("{text} --mode extend --remove 4"), &["--remove", "extend"]),
         (format!("{text} --mode shrink"), &["--mode", "shrink", "replace"]),
         (format!("{text} --cross-words perhaps"), &["--cross-words"]),
+        (format!("{text} --selection reference"), &["--selection", "fewer than 50 words", "all 40"]),
+        (format!("{text} --selection reference --remove 3"), &["--remove", "3 is not 4"]),
+        (format!("{text} --selection reference --cross-words false"), &["--cross-words", "its own rule"]),
         (format!("{text} --keep nosuchtoken"), &["--keep", "nosuchtoken"]),
         (format!("{text} --tokenizer @Unigram.json"), &["Unigram", "BPE"]),
         (format!("{text} --tokenizer @WordPiece.json"), &["WordPiece", "BPE"]),

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use fused_settings::Flags;
-use fused_vocabulary::build::BuildRequest;
 
 /// Serves a language model whose vocabulary was adapted to one domain.
 #[derive(Parser, Debug)]
@@ -71,15 +70,19 @@ pub(crate) struct VocabBuild {
     /// How many little-used tokens to remove [default: as many as are added; 0 with --mode extend]
     #[arg(long, value_name = "N")]
     pub(crate) remove: Option<usize>,
-    /// The longest n-token, in base tokens
-    #[arg(long, value_name = "N", default_value_t = BuildRequest::DEFAULT_MAX_N)]
-    pub(crate) max_n: usize,
+    /// The longest n-token, in base tokens [default: 32; 3 with --selection reference]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_n: Option<usize>,
     /// Whether n-tokens take the ids of removed tokens or new ones
     #[arg(long, value_enum, default_value_t = ModeArg::Replace)]
     pub(crate) mode: ModeArg,
     /// Whether n-tokens may reach across word borders
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     pub(crate) cross_words: bool,
+    /// Whether n-tokens may reach across line breaks: false for a model that is served without fine-tuning, which reads
+    /// such n-tokens badly; else true, which saves more
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    pub(crate) cross_lines: bool,
     /// How tokens are chosen: so that text takes the fewest, or as AdaptiVocab's own code does
     #[arg(long, value_enum, default_value_t = SelectionArg::Exact)]
     pub(crate) selection: SelectionArg,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use fused_testkit::test_data;
-use fused_vocabulary::build::{BuildRequest, Selection, Unobserved, Words, build};
+use fused_vocabulary::build::{BuildRequest, Lines, Selection, Unobserved, Words, build};
 use fused_vocabulary::{Mode, SpecialTokens, TokenId, Vocabulary};
 use tokenizers::Tokenizer;
 
@@ -61,6 +61,7 @@ fn measure(
         max_n: BuildRequest::DEFAULT_MAX_N,
         mode: Mode::Replace,
         words: Words::Cross,
+        lines: Lines::Cross,
         selection: Selection::Exact,
         keep: &[],
         scratch: &std::env::temp_dir(),

@@ -5,14 +5,14 @@ use std::error::Error;
 use std::fs;
 use std::io::{Write, stdout};
 
-use fused_vocabulary::build::{BuildRequest, Selection, Unobserved, Words, build};
+use fused_vocabulary::build::{BuildRequest, Lines, Selection, Unobserved, Words, build};
 use fused_vocabulary::{Mode, SpecialTokens, Vocabulary};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (selection, max_n) = match arguments.get(5).map(String::as_str) {
-        None | Some("exact") => (Selection::Exact, BuildRequest::DEFAULT_MAX_N),
-        Some("reference") => (Selection::Reference, BuildRequest::REFERENCE_MAX_N),
+    let selection = match arguments.get(5).map(String::as_str) {
+        None | Some("exact") => Selection::Exact,
+        Some("reference") => Selection::Reference,
         Some(other) => return Err(format!("selection {other} is not exact or reference").into()),
     };
     let [tokenizer, train, heldout, add, out, ..] = arguments.as_slice() else {
@@ -27,9 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         tokenizer_json: &tokenizer_json,
         add,
         remove: add,
-        max_n,
+        max_n: BuildRequest::default_max_n(selection),
         mode: Mode::Replace,
         words: Words::Cross,
+        lines: Lines::Cross,
         selection,
         keep: &[],
         scratch: &std::env::temp_dir(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use fused_checkpoint::{ModelFiles, Wanted};
-use fused_vocabulary::build::{BuildReport, BuildRequest, Selection, Words, build};
+use fused_vocabulary::build::{BuildReport, BuildRequest, Lines, Selection, Words, build};
 use fused_vocabulary::{Error, Mode, PatchVocabulary};
 
 use super::interrupt::Interrupt;
@@ -33,17 +33,19 @@ pub(super) fn run(command: &VocabBuild) -> anyhow::Result<()> {
         ModeArg::Replace => Mode::Replace,
         ModeArg::Extend => Mode::Extend,
     };
+    let selection = match command.selection {
+        SelectionArg::Exact => Selection::Exact,
+        SelectionArg::Reference => Selection::Reference,
+    };
     let request = BuildRequest {
         tokenizer_json: &tokenizer_json,
         add: command.add,
         remove: command.remove.unwrap_or(BuildRequest::default_remove(mode, command.add)),
-        max_n: command.max_n,
+        max_n: command.max_n.unwrap_or(BuildRequest::default_max_n(selection)),
         mode,
         words: if command.cross_words { Words::Cross } else { Words::Within },
-        selection: match command.selection {
-            SelectionArg::Exact => Selection::Exact,
-            SelectionArg::Reference => Selection::Reference,
-        },
+        lines: if command.cross_lines { Lines::Cross } else { Lines::Within },
+        selection,
         keep: &keep,
         scratch: &scratch(&command.out),
     };
@@ -52,8 +54,14 @@ pub(super) fn run(command: &VocabBuild) -> anyhow::Result<()> {
     out.finish()?;
     let seconds = start.elapsed().as_secs_f64();
     let megabytes = report.num_bytes as f64 / 1e6;
+    let fewer = match report.num_n_tokens {
+        num if num == command.add => String::new(),
+        num => {
+            format!("\n{num} n-tokens, not {}: the reference leaves some removable tokens alone", command.add)
+        }
+    };
     process::print(&format!(
-        "{report}; {megabytes:.1} MB in {seconds:.1} s ({:.2} MB/s)\nwrote {}",
+        "{report}; {megabytes:.1} MB in {seconds:.1} s ({:.2} MB/s){fewer}\nwrote {}",
         megabytes / seconds,
         command.out.display()
     ))

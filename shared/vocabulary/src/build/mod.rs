@@ -1,13 +1,11 @@
 //! The builder of patch vocabularies: removes the base tokens that a corpus uses least and adds the n-tokens that
 //! save most on it.
 //!
-//! N-tokens come from continued pair merging on base tokens, across word borders, which saves about half again as much
-//! as counting n-grams (measured; the paper's own choice is among n-grams of at most 3). They stand in the list longest
-//! first, so that greedy segmentation takes the longest match. Everything is deterministic: the same corpus gives the
-//! same file.
+//! [`Selection::Exact`] is ours (see `exact`), [`Selection::Reference`] does as AdaptiVocab's own code. Everything is
+//! deterministic: the same corpus gives the same file.
 
 mod content;
-mod merging;
+mod exact;
 mod observer;
 mod reference;
 mod removal;
@@ -18,7 +16,7 @@ use std::fmt;
 
 pub use observer::{Observer, Stage, Unit, Unobserved};
 use rayon::prelude::*;
-pub use request::{BuildRequest, Selection, Words};
+pub use request::{BuildRequest, Lines, Selection, Words};
 use spool::Spool;
 
 use crate::base::{BaseTokenizer, TokenizerJson};
@@ -75,7 +73,7 @@ where
         Selection::Exact => {
             let removed = removal::choose(&json, &base, &spool, request.remove, request.keep)?;
             let spool = spool.reduced(&removed);
-            let n_tokens = merging::choose(&base, &spool, request, observer)?;
+            let n_tokens = exact::choose(&base, &spool, request, observer)?;
             (spool, removed, n_tokens)
         }
         Selection::Reference => {
@@ -83,9 +81,10 @@ where
             (spool.reduced(&removed), removed, n_tokens)
         }
     };
-    // The reference's list is made for its own segmentation.
+    // Each list is made for one segmentation.
     let segmentation = match request.selection {
-        Selection::Exact | Selection::Reference => Segmentation::Greedy,
+        Selection::Exact => Segmentation::Optimal,
+        Selection::Reference => Segmentation::Greedy,
     };
     let patch = PatchVocabulary::new(content::of(&base, request.mode, segmentation, removed, n_tokens))?;
     let report = report(base, &patch, &spool, observer)?;

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use crate::base::MAX_VOCAB_SIZE;
 use crate::patch::MAX_N;
 use crate::{Error, Mode, Result};
 
@@ -18,6 +19,8 @@ pub struct BuildRequest<'a> {
     pub mode: Mode,
     /// Whether n-tokens may reach across word borders.
     pub words: Words,
+    /// Whether n-tokens may reach across line breaks.
+    pub lines: Lines,
     /// How tokens are chosen.
     pub selection: Selection,
     /// Base tokens that are never removed, as `tokenizer.json` spells them or as plain text.
@@ -36,6 +39,17 @@ pub enum Words {
     Within,
 }
 
+/// Whether n-tokens may contain line breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lines {
+    /// They may, which saves much where lines are alike (GPT-2's tokenizer, 10,000 n-tokens, held-out text: tldr 57 % of
+    /// the tokens instead of 44 %, Kubernetes proposals 49 % instead of 42 %).
+    Cross,
+    /// They may not: for a model that is served without fine-tuning, which reads such n-tokens badly (demo-llama, 200
+    /// n-tokens of tldr: 1.72 bits a byte with them, 1.44 without, 1.05 unadapted).
+    Within,
+}
+
 /// How removed tokens and n-tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selection {
@@ -47,11 +61,21 @@ pub enum Selection {
 }
 
 impl BuildRequest<'_> {
-    /// The longest n-token that is built unless asked otherwise: longer ones are rare, and harder for a model to learn.
-    pub const DEFAULT_MAX_N: usize = 12;
+    /// The longest n-token that is built unless asked otherwise. 12 saves 0.1 to 0.9 points less, 64 no more (GPT-2's and
+    /// Llama-3's tokenizer, 10,000 n-tokens).
+    pub const DEFAULT_MAX_N: usize = 32;
 
     /// The same for [`Selection::Reference`], whose own default it is.
     pub const REFERENCE_MAX_N: usize = 3;
+
+    /// The longest n-token unless asked otherwise.
+    #[must_use]
+    pub fn default_max_n(selection: Selection) -> usize {
+        match selection {
+            Selection::Exact => Self::DEFAULT_MAX_N,
+            Selection::Reference => Self::REFERENCE_MAX_N,
+        }
+    }
 
     /// How many tokens are removed unless asked otherwise: as many as are added, or none where the vocabulary is extended.
     #[must_use]
@@ -66,6 +90,9 @@ impl BuildRequest<'_> {
         let refused = |field, problem| Err(Error::Request { field, problem });
         if self.add == 0 {
             return refused("add", "must be at least 1".to_owned());
+        }
+        if self.add > MAX_VOCAB_SIZE {
+            return refused("add", format!("{} is over {MAX_VOCAB_SIZE}", self.add));
         }
         if !(2..=MAX_N).contains(&self.max_n) {
             return refused("max_n", format!("{} is not in 2 to {MAX_N}", self.max_n));

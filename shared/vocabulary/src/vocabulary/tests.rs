@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::build::{BuildRequest, Selection, Unobserved, Words, build};
+use crate::build::{BuildRequest, Lines, Selection, Unobserved, Words, build};
 use crate::{Mode, NToken, PatchContent, Removed, Segmentation};
 
 fn repository() -> PathBuf {
@@ -33,6 +33,7 @@ fn patched() -> &'static Vocabulary {
             max_n: BuildRequest::DEFAULT_MAX_N,
             mode: Mode::Replace,
             words: Words::Cross,
+            lines: Lines::Cross,
             selection: Selection::Exact,
             keep: &[],
             scratch: &std::env::temp_dir(),

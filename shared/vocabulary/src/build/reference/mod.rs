@@ -76,7 +76,10 @@ pub(super) fn check(request: &BuildRequest<'_>) -> Result<()> {
     }
     if request.words == super::Words::Within {
         let problem = "the reference has its own rule about words, which cannot be chosen".to_owned();
-        return refused("words", problem);
+        return refused("cross_words", problem);
+    }
+    if request.lines == super::Lines::Within {
+        return refused("cross_lines", "the reference's n-tokens may reach across lines".to_owned());
     }
     Ok(())
 }

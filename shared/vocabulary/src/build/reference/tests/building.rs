@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use rayon::ThreadPoolBuilder;
 
-use super::super::super::{BuildReport, BuildRequest, Selection, Unobserved, Words, build};
+use super::super::super::{BuildReport, BuildRequest, Lines, Selection, Unobserved, Words, build};
 use super::super::*;
 use crate::vocabulary::tests::demo_json;
 use crate::{PatchVocabulary, Segmentation};
@@ -19,6 +19,7 @@ fn request(tokenizer_json: &[u8], mode: Mode) -> BuildRequest<'_> {
         max_n: BuildRequest::REFERENCE_MAX_N,
         mode,
         words: Words::Cross,
+        lines: Lines::Cross,
         selection: Selection::Reference,
         keep: &[],
         scratch: &SCRATCH,
@@ -76,7 +77,7 @@ fn what_the_reference_cannot_do_is_refused_by_name() {
     };
     let corpus = corpus();
     let error = refused(|request| request.words = Words::Within, &corpus);
-    assert_eq!(error, "words: the reference has its own rule about words, which cannot be chosen");
+    assert_eq!(error, "cross_words: the reference has its own rule about words, which cannot be chosen");
     let error = refused(|request| request.remove = 7, &corpus);
     assert_eq!(error, "remove: the reference adds as many n-tokens as tokens are removed: 7 is not 30");
     let error = refused(|_| (), &corpus[20..]);
