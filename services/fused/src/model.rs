@@ -34,9 +34,9 @@ pub(crate) fn files(model: Option<&str>, wanted: Wanted) -> anyhow::Result<Model
     }
 }
 
-/// The patch vocabulary: the file named by the settings, else the one beside the model, else none.
-pub(crate) fn patch(settings: &Settings, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
-    match settings.patch_vocabulary.as_deref() {
+/// The patch vocabulary: the file that is named, unless that is `none`, else the one beside the model, else none.
+pub(crate) fn patch(named: Option<&str>, files: &ModelFiles) -> anyhow::Result<Option<PatchVocabulary>> {
+    match named {
         Some("none") => Ok(None),
         Some(path) => {
             let bytes =

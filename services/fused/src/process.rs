@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -131,6 +132,27 @@ fn telemetry_config(settings: &Settings, service_name: &str) -> anyhow::Result<f
         log_format: settings.log_format.parse().map_err(anyhow::Error::msg).context("setting log_format")?,
         otlp_endpoint: settings.otlp_endpoint.clone(),
         trace_sample_ratio: settings.trace_sample_ratio,
+    })
+}
+
+/// Runs a tool on a thread of its own and tells it when SIGINT or SIGTERM asked to stop, so that it can clean up; its
+/// result is waited for.
+pub(crate) fn run_interruptible<T: Send + 'static>(
+    tool: impl FnOnce(&AtomicBool) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = ShutdownSignals::install()?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stopped);
+        let mut tool = tokio::task::spawn_blocking(move || tool(&seen));
+        tokio::select! {
+            result = &mut tool => result?,
+            _ = signals.next() => {
+                stopped.store(true, Ordering::Relaxed);
+                tool.await?
+            }
+        }
     })
 }
 

@@ -35,7 +35,7 @@ impl Loaded {
         let settings = Arc::clone(settings);
         let loaded = tokio::task::spawn_blocking(move || {
             let files = model::files(settings.model.as_deref(), wanted)?;
-            let patch = model::patch(&settings, &files)?;
+            let patch = model::patch(settings.patch_vocabulary.as_deref(), &files)?;
             Ok(Self { files, patch })
         });
         loaded.await?
