@@ -6,13 +6,14 @@
 //! Without a patch vocabulary they are the same. This room knows no model, no request and no network; everything in it
 //! is a function of its inputs.
 //!
-//! Text goes [`Vocabulary::encode`] → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is the file between
+//! Text goes [`Vocabulary::encode`], or in pieces [`Encoder`], → ids; ids go [`Decoder`] → text; [`PatchVocabulary`] is the file between
 //! `fused vocab build` and everyone else; [`embedding`] has the weights by which an adapted model's rows are made.
 
 mod base;
 pub mod build;
 mod decoder;
 pub mod embedding;
+mod encoder;
 mod error;
 mod fingerprint;
 mod patch;
@@ -21,6 +22,7 @@ mod token;
 mod vocabulary;
 
 pub use decoder::{Decoder, SpecialText};
+pub use encoder::Encoder;
 pub use error::Error;
 pub use fingerprint::{Fingerprint, fingerprint};
 pub use patch::{Mode, NToken, PatchContent, PatchVocabulary, Removed, Row, Segmentation};

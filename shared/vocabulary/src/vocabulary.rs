@@ -1,6 +1,8 @@
 use crate::base::{BaseTokenizer, Kind, Leading, TokenizerJson};
-use crate::segment::Segmenter;
-use crate::{Decoder, Error, Fingerprint, PatchVocabulary, Result, Row, SpecialText, TokenId, fingerprint};
+use crate::segment::{self, Segmenter};
+use crate::{
+    Decoder, Encoder, Error, Fingerprint, PatchVocabulary, Result, Row, SpecialText, TokenId, fingerprint,
+};
 
 /// Whether the tokenizer's post-processor adds its special tokens (mostly one at the beginning).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +35,6 @@ pub struct Vocabulary {
 struct Patch {
     vocabulary: PatchVocabulary,
     segmenter: Segmenter,
-    /// By base id: what stands for it before n-tokens are looked for; empty for itself.
-    parts: Vec<Box<[TokenId]>>,
 }
 
 /// A token of the model's vocabulary.
@@ -88,23 +88,49 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
-    /// Encodes a text: base tokens, removed ones replaced by their parts, then at each place the first n-token that
-    /// matches.
+    /// Encodes a text: base tokens, removed ones replaced by their parts, and n-tokens laid over them as the patch
+    /// vocabulary's [`crate::Segmentation`] says.
     ///
     /// # Errors
     /// [`Error::Encode`] where the base tokenizer fails, as some do on characters that they do not know.
     pub fn encode(&self, text: &str, special_tokens: SpecialTokens) -> Result<Encoding> {
-        let base_ids = self.base.encode(text, special_tokens)?;
-        let num_base_tokens = base_ids.len();
-        Ok(Encoding { ids: self.adapt(base_ids), num_base_tokens })
+        if special_tokens == SpecialTokens::Add {
+            let base_ids = self.base.encode_with_special_tokens(text)?;
+            let num_base_tokens = base_ids.len();
+            return Ok(Encoding { ids: self.adapt(base_ids), num_base_tokens });
+        }
+        let mut encoder = self.encoder();
+        let mut ids = Vec::new();
+        encoder.push(text, &mut ids)?;
+        let num_base_tokens = encoder.finish(&mut ids)?;
+        Ok(Encoding { ids, num_base_tokens })
+    }
+
+    /// An encoder for a text that comes in pieces; as [`encode`](Self::encode) with [`SpecialTokens::Omit`].
+    #[must_use]
+    pub fn encoder(&self) -> Encoder<'_> {
+        Encoder::new(self)
     }
 
     /// Base ids to model ids.
     pub(crate) fn adapt(&self, base_ids: Vec<TokenId>) -> Vec<TokenId> {
         match &self.patch {
             None => base_ids,
-            Some(patch) => patch.apply(base_ids),
+            Some(patch) => {
+                let (mut undecided, mut ids) = (segment::Undecided::default(), Vec::new());
+                patch.segmenter.push(&mut undecided, &base_ids, &mut ids);
+                patch.segmenter.finish(undecided, &mut ids);
+                ids
+            }
         }
+    }
+
+    pub(crate) fn base(&self) -> &BaseTokenizer {
+        &self.base
+    }
+
+    pub(crate) fn segmenter(&self) -> Option<&Segmenter> {
+        self.patch.as_ref().map(|patch| &patch.segmenter)
     }
 
     /// Decodes whole: what a [`Decoder`] makes of these ids.
@@ -204,41 +230,7 @@ impl Vocabulary {
 
 impl Patch {
     fn new(vocabulary: PatchVocabulary) -> Self {
-        let segmenter = Segmenter::new(vocabulary.n_tokens().iter().map(|n_token| &n_token.base[..]));
-        let mut parts = vec![Box::default(); vocabulary.base_vocab_size()];
-        for removed in vocabulary.removed() {
-            parts[removed.id.row()] = removed.parts.clone().into();
-        }
-        Self { vocabulary, segmenter, parts }
-    }
-
-    fn apply(&self, base_ids: Vec<TokenId>) -> Vec<TokenId> {
-        let base_ids =
-            if self.vocabulary.removed().is_empty() { base_ids } else { self.without_removed(&base_ids) };
-        let mut ids = Vec::with_capacity(base_ids.len());
-        let mut rest = base_ids.as_slice();
-        while let Some((first, after)) = rest.split_first() {
-            if let Some((rank, len)) = self.segmenter.first_match(rest) {
-                ids.push(self.vocabulary.n_tokens()[rank].id);
-                rest = &rest[len..];
-            } else {
-                // A base id without a model id was removed, and those are replaced by now.
-                ids.extend(self.vocabulary.model_id(*first));
-                rest = after;
-            }
-        }
-        ids
-    }
-
-    fn without_removed(&self, base_ids: &[TokenId]) -> Vec<TokenId> {
-        let mut kept = Vec::with_capacity(base_ids.len());
-        for id in base_ids {
-            match self.parts.get(id.row()) {
-                Some(parts) if !parts.is_empty() => kept.extend_from_slice(parts),
-                _ => kept.push(*id),
-            }
-        }
-        kept
+        Self { segmenter: Segmenter::new(&vocabulary), vocabulary }
     }
 }
 

@@ -147,7 +147,7 @@ fn fallback_byte(token: &str) -> Option<u8> {
 
 /// The byte that a character of GPT-2's table stands for: printable Latin-1 characters stand for themselves, and the
 /// 68 other bytes, in order, for the characters from U+0100 on.
-fn byte_of(char: char) -> Option<u8> {
+pub(super) fn byte_of(char: char) -> Option<u8> {
     static OTHERS: LazyLock<Vec<u8>> =
         LazyLock::new(|| (0..=255).filter(|byte| !is_printable(*byte)).collect());
     match u8::try_from(char) {

@@ -1,15 +1,19 @@
 //! The base tokenizer: `tokenizer.json` as the `tokenizers` crate reads it, and beside it what that crate does not
 //! offer: the bytes of every token, its merge rules, its hash.
 
+mod byte_level;
 mod bytes;
 mod json;
+mod stream;
 
 use std::ops::Range;
 
 use tokenizers::Tokenizer;
 
-pub(crate) use bytes::Leading;
-pub(crate) use json::TokenizerJson;
+use self::byte_level::End;
+pub(crate) use self::bytes::Leading;
+pub(crate) use self::json::TokenizerJson;
+use self::stream::{PieceEncoder, Undecided};
 
 use crate::{Error, Fingerprint, Result, TokenId, fingerprint};
 
@@ -19,10 +23,20 @@ pub(crate) const MAX_VOCAB_SIZE: usize = 1 << 22;
 /// A loaded base tokenizer. All ids in here are base ids.
 pub(crate) struct BaseTokenizer {
     tokenizer: Tokenizer,
+    /// For the tokenizers that can do without that crate.
+    pieces: Option<PieceEncoder>,
     hash: Fingerprint,
     leading: Leading,
     tokens: Vec<BaseToken>,
     bytes: Vec<u8>,
+}
+
+/// A text on its way to base ids.
+#[derive(Default)]
+pub(crate) struct BaseStream {
+    undecided: Undecided,
+    /// All of it, for the `tokenizers` crate, which takes texts whole.
+    whole: String,
 }
 
 #[derive(Clone, Default)]
@@ -75,6 +89,7 @@ impl BaseTokenizer {
         }
         Ok(Self {
             tokenizer,
+            pieces: PieceEncoder::from_json(json),
             hash: fingerprint::of_tokenizer(json.value()),
             leading: decoding.leading,
             tokens,
@@ -114,11 +129,50 @@ impl BaseTokenizer {
         ids.iter().flat_map(|id| self.bytes(*id)).copied().collect()
     }
 
-    /// Encodes on the calling thread: the `tokenizers` crate starts threads for batches and padding only.
-    pub(crate) fn encode(&self, text: &str, special_tokens: crate::SpecialTokens) -> Result<Vec<TokenId>> {
-        let add = special_tokens == crate::SpecialTokens::Add;
-        let encoding = self.tokenizer.encode_fast(text, add).map_err(Error::Encode)?;
+    /// Encodes a whole text.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
+        let (mut stream, mut ids) = (BaseStream::default(), Vec::new());
+        self.push(&mut stream, text, &mut ids)?;
+        self.finish(&mut stream, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Encodes a whole text and lets the tokenizer's post-processor add its tokens.
+    pub(crate) fn encode_with_special_tokens(&self, text: &str) -> Result<Vec<TokenId>> {
+        self.encode_by_crate(text, true)
+    }
+
+    /// Takes a piece of text and appends the ids that are decided.
+    pub(crate) fn push(&self, stream: &mut BaseStream, text: &str, out: &mut Vec<TokenId>) -> Result<()> {
+        match &self.pieces {
+            Some(pieces) => pieces.push(&self.tokenizer, &mut stream.undecided, text, End::Open, out),
+            None => {
+                stream.whole.push_str(text);
+                Ok(())
+            }
+        }
+    }
+
+    /// Appends what is left of a text.
+    pub(crate) fn finish(&self, stream: &mut BaseStream, out: &mut Vec<TokenId>) -> Result<()> {
+        match &self.pieces {
+            Some(pieces) => pieces.push(&self.tokenizer, &mut stream.undecided, "", End::Closed, out),
+            None => {
+                out.extend(self.encode_by_crate(&std::mem::take(&mut stream.whole), false)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// On the calling thread: the `tokenizers` crate starts threads for batches and padding only.
+    fn encode_by_crate(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>> {
+        let encoding = self.tokenizer.encode_fast(text, add_special_tokens).map_err(Error::Encode)?;
         Ok(encoding.get_ids().iter().copied().map(TokenId).collect())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_fast(&self) -> bool {
+        self.pieces.is_some()
     }
 
     #[cfg(test)]

@@ -1,5 +1,5 @@
 use crate::base::BaseTokenizer;
-use crate::{Error, Result, SpecialTokens, TokenId};
+use crate::{Error, Result, TokenId};
 
 /// The largest corpus, all texts together: encoded it takes some ten times its size in memory.
 const MAX_BYTES: usize = 256 << 20;
@@ -12,11 +12,7 @@ pub(super) fn encode(texts: &[String], base: &BaseTokenizer) -> Result<Vec<Vec<T
     if bytes > MAX_BYTES {
         return Err(Error::TooLarge { file: "the corpus", bytes, max_bytes: MAX_BYTES });
     }
-    texts
-        .iter()
-        .flat_map(|text| split(text))
-        .map(|document| base.encode(document, SpecialTokens::Omit))
-        .collect()
+    texts.iter().flat_map(|text| split(text)).map(|document| base.encode(document)).collect()
 }
 
 fn split(text: &str) -> impl Iterator<Item = &str> {
