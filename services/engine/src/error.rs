@@ -1,4 +1,4 @@
-/// Why the engine does not start.
+/// Why the engine does not start, or a text cannot be scored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A setting that cannot hold here.
@@ -24,6 +24,12 @@ pub enum Error {
     /// Memory for keys and values, before any of it is used.
     #[error("no virtual memory for keys and values")]
     Memory(#[from] fused_virtual_memory::Error),
+    /// A step that was run without a service around it.
+    #[error("the tokens cannot be scored")]
+    Score(#[from] crate::runner::RunnerError),
+    /// More windows are to be scored at once than there are slots.
+    #[error("too many windows are scored at once")]
+    TooManyWindows,
     /// The system has no thread to give.
     #[error("the engine's thread cannot be started")]
     Thread(#[source] std::io::Error),

@@ -2,7 +2,8 @@
 //!
 //! A request's way: `service` (gRPC) → `request` (validated) → `core` (the loop, on its own OS thread) → `scheduler`
 //! (pure: who runs how many tokens) → `kv` (vAttention memory: slots, pages) → `runner` (the forward pass; CPU here) →
-//! `model` (one file a family) → `sampler` → back out through the request's stream.
+//! `model` (one file a family) → `sampler` → back out through the request's stream. `scorer` uses the lower half alone:
+//! it measures text that is there already.
 
 mod config;
 mod core;
@@ -17,9 +18,11 @@ mod request;
 pub mod runner;
 pub mod sampler;
 mod scheduler;
+mod scorer;
 mod service;
 
 pub use config::Config;
 pub use engine::{Engine, ModelInfo};
 pub use error::Error;
+pub use scorer::{Scorer, Window};
 pub use service::EngineService;

@@ -27,6 +27,10 @@ pub(crate) enum Command {
     /// Work with patch vocabularies
     #[command(subcommand)]
     Vocab(Vocab),
+    /// Write a model directory adapted to a patch vocabulary
+    Adapt(Adapt),
+    /// Measure models on held-out text: bits per byte, tokens per byte
+    Eval(Eval),
     /// Measure a server: tokens per second, time to first token
     Bench(Bench),
     /// Ask a service whether it is ready; exits with 0 if it is
@@ -199,6 +203,68 @@ pub(crate) struct VocabImport {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct Adapt {
+    /// Base model: a directory or hub id [default: the demo model in this binary]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Option<String>,
+    /// Patch vocabulary to adapt it to [default: patch_vocabulary.json of the model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) patch_vocabulary: Option<String>,
+    /// Directory to write; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// How the rows of n-tokens begin: averages of their base tokens' rows with halving or with equal weights
+    #[arg(long, value_enum, default_value_t = Init::Exponential)]
+    pub(crate) init: Init,
+    /// The most bytes of tensors in one file
+    #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000)]
+    pub(crate) max_shard_bytes: u64,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum Init {
+    Exponential,
+    Mean,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Eval {
+    /// Model directory or hub id; may be repeated [default: the demo model in this binary]
+    #[arg(long, value_name = "DIR_OR_ID")]
+    pub(crate) model: Vec<String>,
+    /// One for each --model, in their order; `none`: the base model [default: patch_vocabulary.json of the model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) patch_vocabulary: Vec<String>,
+    /// Held-out text, in any form that --corpus of `vocab build` takes; may be repeated
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) text: Vec<PathBuf>,
+    /// The field or column with the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
+    /// Whether a document is read alone or behind the ones before it, as in training
+    #[arg(long, value_enum, default_value_t = Documents::Apart)]
+    pub(crate) documents: Documents,
+    /// Tokens of a window, the first included [default: the model's context, at most 4096]
+    #[arg(long, value_name = "N", value_parser = at_least_two)]
+    pub(crate) context: Option<usize>,
+    /// Tokens from one window to the next where the text is longer; the others are its context [default: half]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) stride: Option<usize>,
+    /// Stop before the document that would exceed so many bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_bytes: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Documents {
+    Apart,
+    Joined,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct Bench {
     /// Server to measure [default: one in this process, with the demo model]
     #[arg(long, value_name = "URL")]
@@ -231,6 +297,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|&number| number > 0)
         .ok_or_else(|| format!("`{text}` is not a number from 1 on"))
+}
+
+fn at_least_two(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&number| number > 1)
+        .ok_or_else(|| format!("`{text}` is not a number from 2 on"))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

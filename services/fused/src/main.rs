@@ -1,9 +1,11 @@
 //! The binary: subcommands only. `serve` runs the three services in one process, `gateway`, `tokenizer` and `engine`
 //! one each; the rest are tools beside them.
 
+mod adapt;
 mod bench;
 mod cli;
 mod corpus;
+mod eval;
 mod http_server;
 mod model;
 mod probe;
@@ -20,7 +22,7 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let is_tool = matches!(cli.command, Command::Vocab(_));
+    let is_tool = matches!(cli.command, Command::Vocab(_) | Command::Adapt(_) | Command::Eval(_));
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -37,6 +39,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tokenizer(service) => process::run(&service, "fused-tokenizer", roles::tokenizer),
         Command::Engine(service) => process::run(&service, "fused-engine", roles::engine),
         Command::Vocab(command) => vocab::run(&command),
+        Command::Adapt(command) => adapt::run(command),
+        Command::Eval(command) => eval::run(&command),
         Command::Bench(bench) => bench::run(&bench),
         Command::Probe(probe) => probe::run(&probe),
     }

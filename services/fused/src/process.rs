@@ -5,6 +5,7 @@ use std::io::Write;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -140,6 +141,27 @@ fn telemetry_config(settings: &Settings, service_name: &str) -> anyhow::Result<f
     })
 }
 
+/// Runs a tool on a thread of its own and tells it when SIGINT or SIGTERM asked to stop, so that it can clean up; its
+/// result is waited for.
+pub(crate) fn run_interruptible<T: Send + 'static>(
+    tool: impl FnOnce(&AtomicBool) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = ShutdownSignals::install()?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stopped);
+        let mut tool = tokio::task::spawn_blocking(move || tool(&seen));
+        tokio::select! {
+            result = &mut tool => result?,
+            _ = signals.next() => {
+                stopped.store(true, Ordering::Relaxed);
+                tool.await?
+            }
+        }
+    })
+}
+
 /// Writes to standard output, which belongs to what a command was asked to print.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
@@ -152,6 +174,9 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 
 /// What a tool exits with after an error.
 pub(crate) fn tool_exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(fused_adaptation::Error::Interrupted))) {
+        return ExitCode::from(INTERRUPTED);
+    }
     match error.chain().find_map(|cause| cause.downcast_ref()) {
         Some(fused_vocabulary::Error::Cancelled) => ExitCode::from(INTERRUPTED),
         // No input is at fault where the disk is full.

@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 
 use hf_hub::api::sync::ApiError;
 
@@ -127,5 +128,34 @@ pub enum Error {
         found: Vec<usize>,
         /// The shape asked for.
         expected: Vec<usize>,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A tensor that is to be written contradicts itself or another one.
+    #[error("tensor `{tensor}` cannot be written: {problem}")]
+    NewTensor {
+        /// Its name.
+        tensor: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A shard may hold so few bytes that there would be more of them than any reader takes.
+    #[error(
+        "shards of {max_shard_bytes} bytes would make {num_shards} files, over {max_shards}: allow larger ones"
+    )]
+    TooManyShards {
+        /// The limit asked for.
+        max_shard_bytes: u64,
+        /// How many shards that makes.
+        num_shards: usize,
+        /// How many are read.
+        max_shards: usize,
     },
 }

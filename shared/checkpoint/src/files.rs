@@ -1,10 +1,10 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::hub::Hub;
 use crate::{Error, Result};
@@ -138,6 +138,22 @@ impl FileBytes {
         }
         Ok(Self(Bytes::Read(bytes)))
     }
+
+    /// Gives back the resident memory of a range that will not be read again soon. Advice only: where the system does
+    /// not take it, more memory stays in use and nothing else changes.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        if let Bytes::Mapped(map) = &self.0 {
+            let _ = release(map, range);
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "a process that reads a model once must not keep all of it resident")]
+fn release(map: &Mmap, range: Range<usize>) -> io::Result<()> {
+    // SAFETY: MADV_DONTNEED loses what was written to private pages. This mapping is read-only, so there is nothing to
+    // lose: a page that is touched again is read from the file again, with the same bytes as far as `map` demands that
+    // the file does not change. It covers whole pages around the range, for which the same holds.
+    unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) }
 }
 
 #[expect(unsafe_code, reason = "a mapping is how tens of gigabytes of weights are read without a copy")]

@@ -3,7 +3,8 @@
 //! [`ModelFiles`] finds the files (a directory, a hub id, or carried in the binary); [`ModelConfig`] is config.json,
 //! normalised over the families served here; [`Checkpoint`] gives the tensors of one or sharded safetensors files,
 //! in place. Whatever is wrong with a model is found here, at start, and said with the model's, file's, key's or
-//! tensor's name. This crate never computes with weights and never looks into a tokenizer.
+//! tensor's name. [`Shards`] writes safetensors files, tensor after tensor. This crate never computes with weights and
+//! never looks into a tokenizer.
 
 mod config;
 mod error;
@@ -11,9 +12,11 @@ mod files;
 mod hub;
 mod tensor;
 mod weights;
+mod writer;
 
 pub use config::{Activation, Family, ModelConfig, Rope, RopeScaling};
 pub use error::{Error, Result};
 pub use files::{FileBytes, ModelFiles, Wanted};
-pub use tensor::{Dtype, Tensor};
+pub use tensor::{Dtype, StoredDtype, StoredTensor, Tensor};
 pub use weights::Checkpoint;
+pub use writer::{NewTensor, Shards, TensorSink};

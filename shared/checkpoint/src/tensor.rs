@@ -1,4 +1,7 @@
+use std::fmt;
+
 use half::{bf16, f16};
+use safetensors::Dtype as FileDtype;
 
 /// The element types computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +21,15 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Appends values as elements of this type, little-endian, rounded to the nearest.
+    pub fn append(self, values: &[f32], bytes: &mut Vec<u8>) {
+        match self {
+            Self::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Self::F16 => bytes.extend(values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes())),
+            Self::Bf16 => bytes.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes())),
         }
     }
 }
@@ -54,6 +66,46 @@ impl Tensor<'_> {
     }
 }
 
+/// Any element type that a safetensors file can hold, computed with or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredDtype(pub(crate) FileDtype);
+
+impl StoredDtype {
+    /// Bits of one element.
+    pub(crate) fn num_bits(self) -> usize {
+        self.0.bitsize()
+    }
+}
+
+impl From<Dtype> for StoredDtype {
+    fn from(dtype: Dtype) -> Self {
+        Self(match dtype {
+            Dtype::F32 => FileDtype::F32,
+            Dtype::F16 => FileDtype::F16,
+            Dtype::Bf16 => FileDtype::BF16,
+        })
+    }
+}
+
+impl fmt::Display for StoredDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One tensor of a [`Checkpoint`](crate::Checkpoint), of whatever type: to be copied, not to be computed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredTensor<'a> {
+    /// Its name in the file.
+    pub name: &'a str,
+    /// The element type.
+    pub dtype: StoredDtype,
+    /// The extent of each dimension, outermost first.
+    pub shape: &'a [usize],
+    /// The elements, in place in the file.
+    pub bytes: &'a [u8],
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +122,9 @@ mod tests {
             let tensor = Tensor { dtype, shape: &[2, 2], bytes: &shifted[1..] };
             assert_eq!(tensor.num_elements(), 4);
             assert_eq!(tensor.to_f32(), values);
+            let mut appended = Vec::new();
+            dtype.append(&values, &mut appended);
+            assert_eq!(appended, shifted[1..]);
         }
     }
 }

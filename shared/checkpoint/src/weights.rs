@@ -6,15 +6,15 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
 use crate::files::plain_name;
-use crate::{Dtype, Error, FileBytes, ModelFiles, Result, Tensor};
+use crate::{Dtype, Error, FileBytes, ModelFiles, Result, StoredDtype, StoredTensor, Tensor};
 
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// More shards than any published model has; an index that names more is not one.
-const MAX_SHARDS: usize = 4096;
+pub(crate) const MAX_SHARDS: usize = 4096;
 /// The largest header the safetensors format allows.
-const MAX_HEADER_BYTES: usize = 100_000_000;
+pub(crate) const MAX_HEADER_BYTES: usize = 100_000_000;
 /// The header's length stands before it in this many bytes.
 const LENGTH_BYTES: usize = size_of::<u64>();
 
@@ -110,6 +110,31 @@ impl Checkpoint {
             found: tensor.shape.to_vec(),
             expected: shape.to_vec(),
         })
+    }
+
+    /// Every tensor as it is stored, in the order of the files: whoever reads them so reads each file once, from its
+    /// beginning to its end.
+    #[must_use]
+    pub fn stored(&self) -> Vec<StoredTensor<'_>> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_unstable_by_key(|(_, entry)| (entry.shard_idx, entry.range.start, entry.range.end));
+        let tensors = entries.into_iter().filter_map(|(name, entry)| {
+            // Both look-ups were proved when the shard was added.
+            let bytes = self.shards.get(entry.shard_idx)?.get(entry.range.clone())?;
+            Some(StoredTensor { name, dtype: StoredDtype(entry.dtype), shape: &entry.shape, bytes })
+        });
+        tensors.collect()
+    }
+
+    /// Gives back the memory that reading this tensor took: its pages stay in the system's cache, and are read again
+    /// from the file where they are touched again. Without it a model that is read once, tensor by tensor, ends up
+    /// wholly in this process's resident memory.
+    pub fn release(&self, name: &str) {
+        if let Some(entry) = self.entries.get(name)
+            && let Some(shard) = self.shards.get(entry.shard_idx)
+        {
+            shard.release(entry.range.clone());
+        }
     }
 
     /// Whether there is a tensor of this name, whatever its type.

@@ -1,10 +1,11 @@
-//! Embedding rows for a patch vocabulary (AdaptiVocab, arXiv 2503.19693, section 3.3).
+//! Weights and the patch vocabulary: whether they belong together, and the matrices of an adapted model.
 
+use fused_adaptation::AdaptedRows;
 use fused_checkpoint::{Dtype, ModelConfig};
+use fused_vocabulary::PatchVocabulary;
+use fused_vocabulary::embedding::{Initialisation, Side};
 use fused_vocabulary::import::EmbeddingMatrix;
-use fused_vocabulary::{PatchVocabulary, Row, TokenId};
 
-use super::tensor::{Element, MakeRows};
 use super::{Error, Tensor};
 
 /// The patch vocabulary that is still to be applied: none for weights that were saved adapted to it.
@@ -28,28 +29,20 @@ pub(super) fn needed<'a>(
     }
 }
 
-/// The adapted model's matrix `[patch vocabulary, hidden]`: a base token's row is copied; an n-token's is the average of
-/// its base tokens' rows with `weights` of their number, computed in f32 and rounded to the matrix's precision.
+/// The adapted model's matrix `[patch vocabulary, hidden]`, as a checkpoint that was saved adapted has it.
 ///
 /// # Errors
 /// The patch vocabulary builds on a token that the matrix has no row for.
-pub(super) fn rows(
-    base: &Tensor,
+pub(super) fn matrix(
+    base: fused_checkpoint::Tensor<'_>,
     patch: &PatchVocabulary,
-    weights: fn(usize) -> Vec<f32>,
+    side: Side,
 ) -> Result<Tensor, Error> {
-    let num_rows = base.num_rows();
-    let unknown = patch.rows().find_map(|row| {
-        let tokens = match &row {
-            Row::Base(token) => std::slice::from_ref(token),
-            Row::NToken(tokens) => tokens,
-        };
-        tokens.iter().copied().find(|token| token.row() >= num_rows)
-    });
-    if let Some(token) = unknown {
-        return Err(Error::BaseToken { token, num_rows });
-    }
-    Ok(base.with_rows(patch.vocab_size(), &Rows { rows: patch.rows().collect(), weights }))
+    let rows = AdaptedRows::new(base, patch, Initialisation::default(), side)?;
+    let mut bytes = Vec::with_capacity(rows.num_rows() * rows.row_bytes());
+    rows.append(0..rows.num_rows(), &mut bytes);
+    let made = fused_checkpoint::Tensor { dtype: rows.dtype(), shape: &[], bytes: &bytes };
+    Ok(Tensor::read(&made, rows.num_rows(), rows.num_cols()))
 }
 
 /// A matrix of the adapted model that was made elsewhere, perhaps trained, in its own precision.
@@ -73,28 +66,5 @@ pub(super) fn pickled(
         Ok(read)
     } else {
         Err(Error::NotFinite { tensor: format!("pickled {side} embedding") })
-    }
-}
-
-struct Rows<'a> {
-    rows: Vec<Row<'a>>,
-    weights: fn(usize) -> Vec<f32>,
-}
-
-impl MakeRows for Rows<'_> {
-    fn append<T: Element>(&self, row_idx: usize, base: &[T], num_cols: usize, made: &mut Vec<T>) {
-        let row_of = |token: TokenId| &base[token.row() * num_cols..][..num_cols];
-        match self.rows[row_idx] {
-            Row::Base(token) => made.extend_from_slice(row_of(token)),
-            Row::NToken(tokens) => {
-                let mut average = vec![0.0; num_cols];
-                for (token, weight) in tokens.iter().zip((self.weights)(tokens.len())) {
-                    for (sum, element) in average.iter_mut().zip(row_of(*token)) {
-                        *sum += weight * element.widen();
-                    }
-                }
-                made.extend(average.into_iter().map(T::narrow));
-            }
-        }
     }
 }

@@ -1,5 +1,3 @@
-use fused_vocabulary::TokenId;
-
 /// Why weights cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -38,14 +36,6 @@ pub enum Error {
         /// Its name.
         tensor: String,
     },
-    /// The patch vocabulary builds on a base token that the model does not have.
-    #[error("the patch vocabulary builds on base token {token}, and the model has {num_rows} embedding rows")]
-    BaseToken {
-        /// The base token.
-        token: TokenId,
-        /// Rows of the base model's matrix.
-        num_rows: usize,
-    },
     /// A pickled embedding matrix belongs to another model or another vocabulary.
     #[error(
         "the pickled {side} embedding has {} rows of {}, and the model adapted to the patch vocabulary needs {} rows of {}",
@@ -59,6 +49,9 @@ pub enum Error {
         /// Tokens of the patch vocabulary, and the model's hidden size.
         wanted: (usize, usize),
     },
+    /// The patch vocabulary does not fit the model.
+    #[error(transparent)]
+    Adaptation(#[from] fused_adaptation::Error),
     /// The device cannot take a matrix.
     #[error("a weight matrix cannot be placed on the device")]
     Place(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -5,10 +5,10 @@ use super::{Error, FeedForward, Layer, Linear, Model, Positions};
 
 pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
     let config = source.config;
-    let prefix = source.checkpoint.prefix("transformer.", "wte.weight");
+    let prefix = source.prefix();
     let hidden = config.hidden_size;
     let shape = source.shape(FeedForward::Plain);
-    let (embedding, head) = source.embedding_and_head(&format!("{prefix}wte.weight"), "lm_head.weight")?;
+    let (embedding, head) = source.embedding_and_head()?;
     let positions = source.matrix(&format!("{prefix}wpe.weight"), config.max_position_embeddings, hidden)?;
 
     let layers = (0..config.num_layers).map(|layer_idx| {

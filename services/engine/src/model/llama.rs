@@ -6,12 +6,11 @@ use super::{Error, FeedForward, Layer, Linear, Model, Positions, QkNorm, Tensor,
 
 pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
     let config = source.config;
-    let prefix = source.checkpoint.prefix("model.", "embed_tokens.weight");
+    let prefix = source.prefix();
     let hidden = config.hidden_size;
     let shape = source.shape(FeedForward::Gated);
     let (num_queries, num_keys) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
-    let (embedding, head) =
-        source.embedding_and_head(&format!("{prefix}embed_tokens.weight"), "lm_head.weight")?;
+    let (embedding, head) = source.embedding_and_head()?;
     let frequencies = config.rope.as_ref().map(|rope| rope::frequencies(rope, config.head_dim));
 
     let layers = (0..config.num_layers).map(|layer_idx| {

@@ -2,8 +2,8 @@
 //!
 //! The families served here are one shape with options: which norm, gated or plain feed-forward, rotary or learned
 //! positions. `gpt2` and `llama` know what a checkpoint calls the parts and how it stores them, and fuse them into
-//! a [`Model`]; a runner then needs to know no family. With a patch vocabulary the embedding rows of the adapted model
-//! are computed here (`adapt`). Matrices go through the runner's `place` one by one, so that a model never stands in
+//! a [`Model`]; a runner then needs to know no family. With a patch vocabulary the matrices of the adapted model are
+//! made on the way (`adapt`). Matrices go through the runner's `place` one by one, so that a model never stands in
 //! memory twice.
 
 mod adapt;

@@ -1,6 +1,7 @@
 use fused_checkpoint::{Checkpoint, ModelConfig};
+use fused_vocabulary::PatchVocabulary;
+use fused_vocabulary::embedding::Side;
 use fused_vocabulary::import::PatchEmbeddings;
-use fused_vocabulary::{PatchVocabulary, embedding};
 
 use super::{Error, FeedForward, Linear, Norm, Shape, Tensor, adapt};
 
@@ -19,8 +20,7 @@ impl<W> Source<'_, W> {
     /// A matrix `[rows, cols]` as stored.
     pub(super) fn matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Tensor, Error> {
         let tensor = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
-        let read = Tensor::read(&tensor, num_rows, num_cols);
-        if read.is_finite() { Ok(read) } else { Err(Error::NotFinite { tensor: name.to_owned() }) }
+        finite(name, Tensor::read(&tensor, num_rows, num_cols))
     }
 
     /// A vector in f32.
@@ -49,25 +49,38 @@ impl<W> Source<'_, W> {
         Ok(Linear { weight: (self.place)(weight)?, bias })
     }
 
-    /// Embedding and head on the device, adapted where there is a patch vocabulary. `head_name`: where it is not tied.
-    pub(super) fn embedding_and_head(&self, name: &str, head_name: &str) -> Result<(W, Option<W>), Error> {
+    /// What stands before the names of this checkpoint's tensors.
+    pub(super) fn prefix(&self) -> &'static str {
+        let family = self.config.family;
+        self.checkpoint.prefix(family.module_prefix(), family.embedding_tensor())
+    }
+
+    /// Embedding and head on the device, adapted where there is a patch vocabulary; no head where it is tied.
+    pub(super) fn embedding_and_head(&self) -> Result<(W, Option<W>), Error> {
+        let family = self.config.family;
+        let embedding = format!("{}{}", self.prefix(), family.embedding_tensor());
+        let head = family.head_tensor();
         let (num_rows, num_cols) = (self.config.vocab_size, self.config.hidden_size);
-        let stored = self.matrix(name, num_rows, num_cols)?;
-        let stored_head = match self.config.tie_word_embeddings {
-            true => None,
-            false => Some(self.matrix(head_name, num_rows, num_cols)?),
-        };
         let Some(patch) = self.patch else {
-            return Ok(((self.place)(stored)?, stored_head.map(self.place).transpose()?));
+            let embedding = (self.place)(self.matrix(&embedding, num_rows, num_cols)?)?;
+            let head = match self.config.tie_word_embeddings {
+                true => None,
+                false => Some((self.place)(self.matrix(head, num_rows, num_cols)?)?),
+            };
+            return Ok((embedding, head));
         };
         if let Some(PatchEmbeddings { input, output }) = self.embeddings {
             let head = (self.place)(adapt::pickled(output, "output", patch, num_cols)?)?;
             return Ok(((self.place)(adapt::pickled(input, "input", patch, num_cols)?)?, Some(head)));
         }
         // The two differ from here on, tied or not: n-tokens lean on their last token in one, on their first in the other.
-        let head = adapt::rows(stored_head.as_ref().unwrap_or(&stored), patch, embedding::output_weights)?;
-        let embedding = adapt::rows(&stored, patch, embedding::input_weights)?;
-        Ok(((self.place)(embedding)?, Some((self.place)(head)?)))
+        let adapted = |name: &str, side| {
+            let stored = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
+            finite(name, adapt::matrix(stored, patch, side)?)
+        };
+        let stored_head = if self.config.tie_word_embeddings { &embedding } else { head };
+        let head = (self.place)(adapted(stored_head, Side::Output)?)?;
+        Ok(((self.place)(adapted(&embedding, Side::Input)?)?, Some(head)))
     }
 
     /// The model's sizes.
@@ -93,6 +106,10 @@ impl<W> Source<'_, W> {
         let by_layer = if self.config.scale_attention_by_layer { (layer_idx + 1) as f64 } else { 1.0 };
         narrow(1.0 / (by_head * by_layer))
     }
+}
+
+fn finite(name: &str, tensor: Tensor) -> Result<Tensor, Error> {
+    if tensor.is_finite() { Ok(tensor) } else { Err(Error::NotFinite { tensor: name.to_owned() }) }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the forward pass computes in f32")]

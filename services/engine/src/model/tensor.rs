@@ -18,10 +18,8 @@ enum Data {
 }
 
 /// An element type: computed with in f32.
-pub(super) trait Element: Copy {
+trait Element: Copy {
     fn widen(self) -> f32;
-    /// Rounded to the nearest.
-    fn narrow(value: f32) -> Self;
 }
 
 /// The same expression on the elements, whatever their type, wrapped up as it came.
@@ -122,22 +120,6 @@ impl Tensor {
         }
         self
     }
-
-    /// Other rows made from these ones in the same precision, by `row`: it is given all elements and appends one row.
-    pub(super) fn with_rows(&self, num_rows: usize, rows: &impl MakeRows) -> Self {
-        let data = map_data!(&self.data, elements => {
-            let mut made = Vec::with_capacity(num_rows * self.num_cols);
-            (0..num_rows).for_each(|row_idx| rows.append(row_idx, elements, self.num_cols, &mut made));
-            made
-        });
-        Self { num_rows, num_cols: self.num_cols, data }
-    }
-}
-
-/// Makes the rows of a matrix from those of another, in whatever precision it is.
-pub(super) trait MakeRows {
-    /// Appends row `row_idx`, of `num_cols` elements.
-    fn append<T: Element>(&self, row_idx: usize, base: &[T], num_cols: usize, made: &mut Vec<T>);
 }
 
 fn transposed<T: Copy>(elements: &[T], num_cols: usize) -> Vec<T> {
@@ -149,29 +131,17 @@ impl Element for f32 {
     fn widen(self) -> f32 {
         self
     }
-
-    fn narrow(value: f32) -> Self {
-        value
-    }
 }
 
 impl Element for f16 {
     fn widen(self) -> f32 {
         self.to_f32()
     }
-
-    fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
-    }
 }
 
 impl Element for bf16 {
     fn widen(self) -> f32 {
         self.to_f32()
-    }
-
-    fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
     }
 }
 

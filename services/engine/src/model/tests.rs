@@ -104,7 +104,13 @@ fn a_patch_vocabulary_for_a_larger_model_is_refused() {
     let patch = patch(8192);
     assert!(patch.rows().any(|row| row == Row::Base(TokenId(config.vocab_size as u32))));
     let error = load(&checkpoint, &config, Some(&patch)).unwrap_err();
-    assert!(matches!(error, Error::BaseToken { token: TokenId(128), num_rows: 128 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Adaptation(fused_adaptation::Error::BaseToken { token: TokenId(128), num_rows: 128 })
+        ),
+        "{error}"
+    );
     let adapted = ModelConfig { vocabulary_fingerprint: Some(patch.fingerprint().to_string()), ..config };
     assert!(matches!(load(&checkpoint, &adapted, Some(&patch)).unwrap_err(), Error::AdaptedRows { .. }));
 }

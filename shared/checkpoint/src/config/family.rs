@@ -31,6 +31,30 @@ impl Family {
         }
     }
 
+    /// The outer module's name, which some checkpoints leave out of their tensors' names.
+    #[must_use]
+    pub fn module_prefix(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "transformer.",
+            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Qwen3 => "model.",
+        }
+    }
+
+    /// The embedding's name, behind the outer module's.
+    #[must_use]
+    pub fn embedding_tensor(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "wte.weight",
+            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Qwen3 => "embed_tokens.weight",
+        }
+    }
+
+    /// The head's name, where it is not the embedding. It stands outside the outer module.
+    #[must_use]
+    pub fn head_tensor(self) -> &'static str {
+        "lm_head.weight"
+    }
+
     pub(super) fn parse(keys: &Keys<'_>) -> Result<Self, Problem> {
         let key = "model_type";
         let found = keys.text(key)?.ok_or_else(|| Problem::missing(key))?;
