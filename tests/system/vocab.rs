@@ -196,6 +196,8 @@ fn bad_input_is_named_with_exit_code_2_and_leaves_no_file() {
         (format!("{text} --mode extend --remove 4"), &["--remove", "extend"]),
         (format!("{text} --mode shrink"), &["--mode", "shrink", "replace"]),
         (format!("{text} --cross-words perhaps"), &["--cross-words"]),
+        (format!("{text} --cross-lines perhaps"), &["--cross-lines"]),
+        (format!("{text} --selection reference --cross-lines false"), &["--cross-lines", "the reference"]),
         (format!("{text} --selection reference"), &["--selection", "fewer than 50 words", "all 40"]),
         (format!("{text} --selection reference --remove 3"), &["--remove", "3 is not 4"]),
         (format!("{text} --selection reference --cross-words false"), &["--cross-words", "its own rule"]),

@@ -71,7 +71,8 @@ where
 
     let (spool, removed, n_tokens) = match request.selection {
         Selection::Exact => {
-            let removed = removal::choose(&json, &base, &spool, request.remove, request.keep)?;
+            let uses = removal::count_uses(&base, &spool, observer)?;
+            let removed = removal::choose(&json, &base, &uses, request.remove, request.keep)?;
             let spool = spool.reduced(&removed);
             let n_tokens = exact::choose(&base, &spool, request, observer)?;
             (spool, removed, n_tokens)

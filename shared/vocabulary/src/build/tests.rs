@@ -1,7 +1,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 
-use super::spool::Spool;
 use super::*;
 use crate::vocabulary::tests::demo_json;
 use crate::{Mode, Removed, SpecialText, SpecialTokens, TokenId};
@@ -152,7 +151,13 @@ fn an_observer_ends_it() {
     }
 
     let tokenizer_json = demo_json();
-    for stage in ["encoding the corpus", "choosing n-tokens", "counting what is saved"] {
+    for stage in [
+        "encoding the corpus",
+        "counting tokens",
+        "finding candidates",
+        "choosing n-tokens",
+        "counting what is saved",
+    ] {
         let observer = EndsAt(stage, Mutex::default());
         let documents = corpus().into_iter().map(Ok::<_, Error>);
         let ended = build(&request(&tokenizer_json, 20), documents, &observer);
@@ -199,7 +204,7 @@ fn the_least_used_tokens_go_and_single_characters_stay() {
     }
     let json = TokenizerJson::parse(&tokenizer_json).unwrap();
     let base = BaseTokenizer::load(&json).unwrap();
-    match removal::choose(&json, &base, &Spool::of(&[]), 9000, &[]) {
+    match removal::choose(&json, &base, &[0; 8192], 9000, &[]) {
         Err(Error::NotReachable { what: "removable tokens", reachable, .. }) => {
             assert!(reachable < 8192 - 256)
         }
@@ -208,16 +213,34 @@ fn the_least_used_tokens_go_and_single_characters_stay() {
 }
 
 #[test]
+fn of_unused_tokens_those_of_unused_halves_go_first() {
+    let tokenizer_json = demo_json();
+    let json = TokenizerJson::parse(&tokenizer_json).unwrap();
+    let base = BaseTokenizer::load(&json).unwrap();
+    let halves = removal::halves(&json, &base);
+    let mut uses = [0; 8192];
+    let first = removal::choose(&json, &base, &uses, 20, &[]).unwrap();
+    // Now both halves of one of these are used, and so it gives way to a token learned earlier.
+    let (left, right) = halves[&first[0].id];
+    (uses[left.row()], uses[right.row()]) = (5, 5);
+    let then = removal::choose(&json, &base, &uses, 20, &[]).unwrap();
+    assert!(then.iter().all(|removed| removed.id != first[0].id));
+    uses[left.row()] = 0;
+    let then = removal::choose(&json, &base, &uses, 20, &[]).unwrap();
+    assert!(then.iter().any(|removed| removed.id == first[0].id));
+}
+
+#[test]
 fn kept_tokens_stay() {
     let tokenizer_json = demo_json();
     let json = TokenizerJson::parse(&tokenizer_json).unwrap();
     let base = BaseTokenizer::load(&json).unwrap();
-    let spool = Spool::of(&[]);
-    let first = removal::choose(&json, &base, &spool, 2, &[]).unwrap();
+    let uses = [0; 8192];
+    let first = removal::choose(&json, &base, &uses, 2, &[]).unwrap();
     // One as the file spells it, one as it reads.
     let spelled = first[0].text.replace(' ', "Ġ").replace('\n', "Ċ");
     let keep = [spelled, first[1].text.clone()];
-    let then = removal::choose(&json, &base, &spool, 2, &keep).unwrap();
+    let then = removal::choose(&json, &base, &uses, 2, &keep).unwrap();
     assert!(then.iter().all(|removed| first.iter().all(|first| first.id != removed.id)));
 }
 
@@ -226,7 +249,7 @@ fn removing_everything_removable_leaves_a_vocabulary_that_works() {
     let tokenizer_json = demo_json();
     let json = TokenizerJson::parse(&tokenizer_json).unwrap();
     let base = BaseTokenizer::load(&json).unwrap();
-    let removed = removal::choose(&json, &base, &Spool::of(&[]), 7000, &[]).unwrap();
+    let removed = removal::choose(&json, &base, &[0; 8192], 7000, &[]).unwrap();
     for Removed { id, parts, .. } in &removed {
         assert_eq!(base.joined_bytes(parts), base.bytes(*id));
         assert!(parts.iter().all(|part| removed.binary_search_by_key(part, |removed| removed.id).is_err()));

@@ -143,10 +143,10 @@ fn unseen_text_of_the_domain_takes_little_more_than_half_the_tokens() {
         }
         1.0 - num as f64 / num_base as f64
     };
-    let patch = built(&request(&json, 4000), 2);
-    assert_eq!(patch, built(&request(&json, 4000), 1));
-    let across = saved(patch);
-    let patch = built(&BuildRequest { lines: Lines::Within, ..request(&json, 1000) }, 2);
+    let across = saved(built(&request(&json, 4000), 2));
+    let within_lines = BuildRequest { lines: Lines::Within, ..request(&json, 1000) };
+    let patch = built(&within_lines, 2);
+    assert_eq!(patch, built(&within_lines, 1));
     assert!(patch.n_tokens().iter().all(|n_token| !n_token.text.contains('\n')));
     let within = saved(patch);
     assert!(across > 0.46 && within > 0.23, "{across} {within}");
