@@ -44,7 +44,7 @@ pub(super) fn choose(
     let can_go = |id: &TokenId| !is_one_char(base.bytes(*id)) && !kept.contains(id);
     let mut removable: Vec<TokenId> = halves.keys().copied().filter(can_go).collect();
     // Of equally little used ones that whose less used half is used least, for other text of the domain hardly uses that
-    // one either (on held-out text of five domains removal costs half to all of what it costs without); then the one learned later.
+    // one either (on that of five domains removal costs half to all of what it costs else); then the one learned later.
     let uses_of_half =
         |id: &TokenId| halves.get(id).map(|(left, right)| uses[left.row()].min(uses[right.row()]));
     removable.sort_unstable_by_key(|id| (uses[id.row()], uses_of_half(id), Reverse(*id)));
