@@ -254,7 +254,8 @@ fn pieces_that_contradict_themselves_are_refused() {
     assert_eq!(encoded("aba"), [0, 1].map(TokenId), "the parts of the removed token");
     assert_eq!(encoded("bba"), [2, 3].map(TokenId), "the n-token at the end");
 
-    let cases: [(fn(&mut Pieces), &str); 16] = [
+    type Change = fn(&mut Pieces);
+    let cases: [(Change, &str); 16] = [
         (|pieces| pieces.removed[0].0 = Py::Text("abc"), "removed_tokens: \"abc\" is no token"),
         (|pieces| pieces.removed[0].0 = Py::Int(1), "removed_tokens: expected a text, found an integer"),
         (|pieces| pieces.removed[0].1 = Py::Text("ab"), "removed_tokens: expected a list, found a text"),
