@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use fused_vocabulary::import::{
@@ -83,7 +83,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn read(path: &PathBuf, max_bytes: usize) -> anyhow::Result<Vec<u8>> {
+fn read(path: &Path, max_bytes: usize) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // One more than allowed, so that a file that grows meanwhile is seen to be too large as well.
     open(path)?
