@@ -6,7 +6,7 @@
 
 It writes
 
-- `demo-llama.json`, `demo-gpt2.json`: for each of 20 prompts its text and token ids, 64 greedy tokens (plain argmax, not
+- `demo-llama.json`, `demo-gpt2.json`, `demo-llama-tldr.json` (adapted: ids are those of its patch vocabulary): for each of 20 prompts its text and token ids, 64 greedy tokens (plain argmax, not
   stopped at the end-of-text token), and logits after the last prompt token: the 20 largest as [id, logit], and those of
   the 64 ids in `sample_ids`;
 - `../models/tiny-*`: models with random weights, one for each shape of config.json and safetensors that is served;
@@ -143,8 +143,37 @@ def write(name, head, prompts):
     print(f"{name}: {len(text)} bytes, {len(prompts)} prompts, {distinct} distinct tokens, min margin {worst}")
 
 
+def segmented(patch, ids):
+    """The fewest tokens of a patch vocabulary for base ids, by plain dynamic programming; of equally few the smallest sum
+    of ranks, where a base token ranks behind all n-tokens."""
+    parts = {removed["id"]: removed["parts"] for removed in patch["removed"]}
+    ids = [part for i in ids for part in parts.get(i, [i])]
+    model_id = {base + k: model + k for base, model, count in patch["kept"] for k in range(count)}
+    n_tokens = {tuple(n["base"]): (rank, n["id"]) for rank, n in enumerate(patch["n_tokens"])}
+    longest = max(map(len, n_tokens))
+    best = [(0, 0, None)] + [None] * len(ids)
+    for start in range(len(ids)):
+        for end in range(start + 1, min(start + longest, len(ids)) + 1):
+            piece = tuple(ids[start:end])
+            rank, token = n_tokens.get(piece, (None, None))
+            if len(piece) == 1:
+                rank, token = len(n_tokens), model_id[piece[0]]
+            if token is None:
+                continue
+            cost = (best[start][0] + 1, best[start][1] + rank, (start, token))
+            if best[end] is None or cost[:2] < best[end][:2]:
+                best[end] = cost
+    tokens, end = [], len(ids)
+    while end > 0:
+        end, token = best[end][2]
+        tokens.append(token)
+    return tokens[::-1]
+
+
 def make_demo(name):
     directory = MODELS / name
+    patch_file = directory / "patch_vocabulary.json"
+    patch = json.loads(patch_file.read_text()) if patch_file.exists() else None
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = load(directory)
     generator = torch.Generator().manual_seed(20)
@@ -152,6 +181,7 @@ def make_demo(name):
     prompts = []
     for title, text in demo_prompts(tokenizer):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = segmented(patch, ids) if patch else ids
         tokens, logits, margin = greedy(model, ids, 64)
         top = torch.topk(logits, 20)
         prompts.append({
@@ -273,3 +303,4 @@ if __name__ == "__main__":
     make_all_tiny()
     make_demo("demo-llama")
     make_demo("demo-gpt2")
+    make_demo("demo-llama-tldr")

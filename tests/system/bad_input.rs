@@ -151,7 +151,7 @@ async fn keys_are_asked_for_everywhere_but_health() {
     let arguments = ["serve", "--port", "0", "--api-key", "right", "--api-key", "also-right"];
     let server = Server::start(Path::new(env!("CARGO_BIN_EXE_fused")), &arguments, &[]).unwrap();
     let routes =
-        ["/v1/models", "/v1/models/demo-llama", "/metrics", "/version", "/tokenize", "/no/such/route"];
+        ["/v1/models", "/v1/models/demo-llama-tldr", "/metrics", "/version", "/tokenize", "/no/such/route"];
     for path in routes {
         for key in [None, Some("wrong"), Some("right "), Some("")] {
             let request = server.http.get(server.url(path));

@@ -10,7 +10,7 @@ async fn check(model: &str) {
     let golden = golden(&format!("{model}.json")).unwrap();
     let directory = model_dir(model);
     let arguments =
-        ["serve", "--port", "0", "--model", directory.to_str().unwrap(), "--patch-vocabulary", "none"];
+        ["serve", "--port", "0", "--model", directory.to_str().unwrap()];
     let server = Server::start(Path::new(env!("CARGO_BIN_EXE_fused")), &arguments, &[]).unwrap();
     let prompts = golden["prompts"].as_array().unwrap();
     assert!(prompts.len() >= 20, "{} prompts", prompts.len());
@@ -28,6 +28,11 @@ async fn check(model: &str) {
 #[tokio::test]
 async fn demo_llama() {
     check("demo-llama").await;
+}
+
+#[tokio::test]
+async fn demo_llama_tldr() {
+    check("demo-llama-tldr").await;
 }
 
 #[tokio::test]

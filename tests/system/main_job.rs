@@ -18,7 +18,7 @@ fn text(answer: &Value) -> &str {
 #[tokio::test]
 async fn completions_and_chat_answer_whole_and_streamed() {
     let server = serve(&[]);
-    let request = json!({"model": "demo-llama", "prompt": "<|endoftext|># git rebase\n\n>", "max_tokens": 32,
+    let request = json!({"model": "demo-llama-tldr", "prompt": "<|endoftext|># git rebase\n\n>", "max_tokens": 32,
         "temperature": 0});
     let (status, whole) = server.post("/v1/completions", &request).await.unwrap();
     assert_eq!(status, 200, "{whole}");
@@ -34,7 +34,7 @@ async fn completions_and_chat_answer_whole_and_streamed() {
     assert_eq!(stream.text(0), text(&whole));
     assert_eq!(stream.finish_reasons(0), [whole["choices"][0]["finish_reason"].as_str().unwrap()]);
 
-    let chat = json!({"model": "demo-llama", "messages": [{"role": "user", "content": "git rebase"}],
+    let chat = json!({"model": "demo-llama-tldr", "messages": [{"role": "user", "content": "git rebase"}],
         "max_tokens": 32, "temperature": 0});
     let (status, answer) = server.post("/v1/chat/completions", &chat).await.unwrap();
     assert_eq!(status, 200, "{answer}");
@@ -52,7 +52,7 @@ async fn completions_and_chat_answer_whole_and_streamed() {
 #[tokio::test]
 async fn the_patch_vocabulary_takes_fewer_tokens_for_the_same_text() {
     let adapted = serve(&[]);
-    let base = serve(&["--patch-vocabulary", "none"]);
+    let base = serve(&["--model", fused_testkit::model_dir("demo-llama").to_str().unwrap()]);
     let page = "# git rebase\n\n> Reapply commits from one branch on top of another branch.\n\
         > More information: <https://git-scm.com/docs/git-rebase>.\n\n\
         - Rebase the current branch on top of another one:\n\n`git rebase {{branch_name}}`\n\n\

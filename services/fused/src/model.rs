@@ -16,11 +16,11 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 
 macro_rules! demo_file {
     ($name:literal) => {
-        ($name, include_bytes!(concat!("../../../tests/models/demo-llama/", $name)))
+        ($name, include_bytes!(concat!("../../../tests/models/demo-llama-tldr/", $name)))
     };
 }
 
-const DEMO_NAME: &str = "demo-llama";
+const DEMO_NAME: &str = "demo-llama-tldr";
 static DEMO_FILES: [(&str, &[u8]); 6] = [
     demo_file!("config.json"),
     demo_file!("generation_config.json"),

@@ -106,7 +106,10 @@ fn imported_vocabularies_encode_and_decode_as_the_reference() {
         let alone = import(&whole, None).unwrap();
         assert_eq!(alone.report.tokenizer, TokenizerSource::Pickle);
         check_against_meta(&alone, &dir);
-        check_against_pieces(&alone, &dir);
+        // Seconds for the two largest, and nothing new.
+        if !["llama3-biomed-2000", "qwen2.5-rust-600"].contains(&run) {
+            check_against_pieces(&alone, &dir);
+        }
         if let Some(json) = tokenizer.and_then(|name| test_data(&format!("tokenizers/{name}/tokenizer.json")))
         {
             let json = std::fs::read(json).unwrap();

@@ -26,12 +26,12 @@ use crate::{Config, EngineEndpoint, Readiness, Tokenizer};
 
 /// The demo model's vocabulary with its patch.
 fn vocabulary() -> Vocabulary {
-    let json = std::fs::read(fused_testkit::model_dir("demo-llama").join("tokenizer.json")).unwrap();
+    let json = std::fs::read(fused_testkit::model_dir("demo-llama-tldr").join("tokenizer.json")).unwrap();
     Vocabulary::load(&json, Some(patch())).unwrap()
 }
 
 fn patch() -> PatchVocabulary {
-    let path = fused_testkit::model_dir("demo-llama").join("patch_vocabulary.json");
+    let path = fused_testkit::model_dir("demo-llama-tldr").join("patch_vocabulary.json");
     PatchVocabulary::parse(&std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -61,7 +61,7 @@ impl Service {
 
     fn follow(engines: watch::Receiver<Vec<EngineEndpoint>>) -> Self {
         let lifecycle = Lifecycle::new();
-        let files = ModelFiles::open(&fused_testkit::model_dir("demo-llama")).unwrap();
+        let files = ModelFiles::open(&fused_testkit::model_dir("demo-llama-tldr")).unwrap();
         let config = Config { engine_check_interval: Duration::from_millis(20), ..Config::default() };
         let tokenizer = Tokenizer::start(config, &files, Some(patch()), engines, &lifecycle).unwrap();
         let (channel, listener) = fused_transport::in_memory();

@@ -9,6 +9,10 @@ use crate::patch::{MAX_N, MAX_PARTS};
 use crate::vocabulary::check;
 use crate::{Error, Mode, NToken, PatchContent, PatchVocabulary, Removed, Result, Segmentation, TokenId};
 
+/// The most bytes that all n-tokens together stand for. A few tokens of a pickle's own tokenizer may be very long, and
+/// many n-tokens may repeat them; ten thousand honest ones take 100 kB.
+const MAX_N_TOKEN_BYTES: usize = 32 << 20;
+
 /// The vocabulary that the files describe, in the base tokenizer's ids, and every rule of patch vocabularies checked.
 pub(super) fn patch(read: &Read<'_>, base: &BaseTokenizer) -> Result<(PatchVocabulary, ImportReport)> {
     let text = |ids: &[TokenId]| String::from_utf8_lossy(&base.joined_bytes(ids)).into_owned();
@@ -153,8 +157,14 @@ fn ranked(
 ) -> Result<Vec<(TokenId, Vec<TokenId>)>> {
     let mut tokens = Tokens::new(part, base);
     let mut ranked = Vec::with_capacity(numbers.ngrams.len());
+    let mut num_bytes = 0;
     for (key, _) in part.root.dict().map_err(part.refused())? {
         let ids = tokens.ids(key.tuple().map_err(part.refused())?, MAX_N)?;
+        num_bytes += ids.iter().map(|id| base.bytes(*id).len()).sum::<usize>();
+        if num_bytes > MAX_N_TOKEN_BYTES {
+            let problem = format!("the n-grams stand for over {MAX_N_TOKEN_BYTES} bytes of text");
+            return Err(Error::artefact(part.name, problem));
+        }
         let Some((ids, new)) = numbers.ngrams.remove_entry(&ids) else {
             let text = String::from_utf8_lossy(&base.joined_bytes(&ids)).into_owned();
             return Err(Error::artefact(part.name, format!("{text:?} stands twice, or has no new id")));

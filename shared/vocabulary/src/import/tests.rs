@@ -237,11 +237,15 @@ fn pieces() -> Pieces {
 }
 
 fn import_pieces(pieces: Pieces) -> std::result::Result<PatchVocabulary, String> {
+    import_pieces_for(pieces, FOUR)
+}
+
+fn import_pieces_for(pieces: Pieces, tokenizer: &str) -> std::result::Result<PatchVocabulary, String> {
     let [removed, ngrams, converter] =
         [pieces.removed, pieces.ngrams, pieces.converter].map(|items| pickled(&Py::Dict(items)));
     let artefacts =
         Artefacts::Pieces { removed_tokens: &removed, added_ngrams: &ngrams, inputs_ids_convert: &converter };
-    import(&artefacts, Some(FOUR.as_bytes()))
+    import(&artefacts, Some(tokenizer.as_bytes()))
         .map(|imported| imported.patch)
         .map_err(|error| error.to_string())
 }
@@ -254,7 +258,8 @@ fn pieces_that_contradict_themselves_are_refused() {
     assert_eq!(encoded("aba"), [0, 1].map(TokenId), "the parts of the removed token");
     assert_eq!(encoded("bba"), [2, 3].map(TokenId), "the n-token at the end");
 
-    let cases: [(fn(&mut Pieces), &str); 16] = [
+    type Change = fn(&mut Pieces);
+    let cases: [(Change, &str); 16] = [
         (|pieces| pieces.removed[0].0 = Py::Text("abc"), "removed_tokens: \"abc\" is no token"),
         (|pieces| pieces.removed[0].0 = Py::Int(1), "removed_tokens: expected a text, found an integer"),
         (|pieces| pieces.removed[0].1 = Py::Text("ab"), "removed_tokens: expected a list, found a text"),
@@ -296,6 +301,14 @@ fn pieces_that_contradict_themselves_are_refused() {
     let mut long = pieces();
     long.ngrams[0].0 = Py::Tuple(texts(&["a"; 65]));
     assert_eq!(import_pieces(long).unwrap_err(), "added_ngrams: 65 tokens in a row are over the limit of 64");
+    // A token of a megabyte, 40 times in one n-gram.
+    let megabyte: &str = Box::leak("x".repeat(1 << 20).into_boxed_str());
+    let mut huge = pieces();
+    huge.converter.push((Py::Text(megabyte), entry(Py::Int(4), 4)));
+    huge.ngrams[0].0 = Py::Tuple(texts(&[megabyte; 40]));
+    let tokenizer = FOUR.replace("\"aba\": 3", &format!("\"aba\": 3, \"{megabyte}\": 4"));
+    let error = import_pieces_for(huge, &tokenizer).unwrap_err();
+    assert_eq!(error, "added_ngrams: the n-grams stand for over 33554432 bytes of text");
 }
 
 #[test]

@@ -260,7 +260,7 @@ fn a_patch_that_contradicts_the_tokenizer_is_refused_by_the_fields_name() {
 
 #[test]
 fn the_demo_models_patch_never_lengthens_text_of_its_domain() {
-    let file = std::fs::read(repository().join("tests/models/demo-llama/patch_vocabulary.json")).unwrap();
+    let file = std::fs::read(repository().join("tests/models/demo-llama-tldr/patch_vocabulary.json")).unwrap();
     let vocabulary = Vocabulary::load(&demo_json(), Some(PatchVocabulary::parse(&file).unwrap())).unwrap();
     let Some(heldout) = data("corpora/tldr/heldout.txt") else { return };
     let heldout = String::from_utf8(heldout).unwrap();

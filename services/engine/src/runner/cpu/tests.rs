@@ -180,6 +180,11 @@ fn demo_llama_writes_what_transformers_writes() {
 }
 
 #[test]
+fn demo_llama_tldr_adapted_and_tuned_writes_what_transformers_writes() {
+    check_golden("demo-llama-tldr");
+}
+
+#[test]
 fn demo_gpt2_writes_what_transformers_writes() {
     check_golden("demo-gpt2");
 }

@@ -69,6 +69,9 @@ fn the_memo_shares_and_dictionaries_keep_their_order() {
     assert_eq!(dict.at("c").err().unwrap(), "has no `c`");
     let twice = read(b"}\x8c\x01aK\x01s\x8c\x01aK\x02s.", Class::none).unwrap();
     assert_eq!(twice.root().at("a").err().unwrap(), "has `a` twice");
+    let large = [&b"}("[..], &b"NN".repeat(257), b"u."].concat();
+    let large = read(&large, Class::none).unwrap();
+    assert_eq!(large.root().at("a").err().unwrap(), "has 257 keys where at most 256 are expected");
 }
 
 #[test]

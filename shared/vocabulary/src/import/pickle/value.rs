@@ -1,5 +1,8 @@
 use super::class::Class;
 
+/// The most keys of a dictionary in which one is looked up by name. A pickled tokenizer has 25.
+const MAX_FIELDS: usize = 256;
+
 /// A value's place in its pickle's arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct ValueId(pub(super) u32);
@@ -132,9 +135,14 @@ impl<'p, 'a> View<'p, 'a> {
         }
     }
 
-    /// What stands at a key of a dictionary. Twice is never: Python would take the last, a reader by eye the first.
+    /// What stands at a key of a small dictionary, as an object's fields are; one pickle may ask a million times for what
+    /// stands in one large one. Twice is never: Python would take the last, a reader by eye the first.
     pub(in super::super) fn at(self, key: &str) -> Result<Self> {
-        let mut found = self.dict()?.filter(|item| item.0.text().is_ok_and(|text| text == key));
+        let items = self.dict()?;
+        if items.len() > MAX_FIELDS {
+            return Err(format!("has {} keys where at most {MAX_FIELDS} are expected", items.len()));
+        }
+        let mut found = items.filter(|item| item.0.text().is_ok_and(|text| text == key));
         match (found.next(), found.next()) {
             (Some((_, value)), None) => Ok(value),
             (None, _) => Err(format!("has no `{key}`")),
