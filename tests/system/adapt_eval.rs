@@ -148,7 +148,7 @@ fn an_interrupted_adaptation_leaves_nothing() {
     };
     while !is_writing() {
         assert!(child.try_wait().unwrap().is_none(), "it ended");
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::yield_now();
     }
     assert!(!out.exists(), "it has its name when it is whole");
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
