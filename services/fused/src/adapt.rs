@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use fused_adaptation::AdaptedModel;
@@ -13,15 +12,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
 use crate::cli::{Adapt, Init};
+use crate::interrupt::Interrupt;
 use crate::{model, process};
 
-pub(crate) fn run(command: Adapt) -> anyhow::Result<()> {
-    process::run_interruptible(move |stopped| adapt(&command, stopped))
-}
-
-fn adapt(command: &Adapt, stopped: &AtomicBool) -> anyhow::Result<()> {
+pub(crate) fn run(command: &Adapt) -> anyhow::Result<()> {
+    let interrupt = Interrupt::listen()?;
     // Looked at before a model is downloaded or read for nothing.
-    let directory = NewDirectory::create(&command.out)?;
+    let directory = NewDirectory::create(&command.out, &interrupt)?;
     let files = model::files(command.model.as_deref(), Wanted::Everything)?;
     let patch = model::patch(command.patch_vocabulary.as_deref(), &files)?.with_context(|| {
         format!("model `{}` has no patch vocabulary: name one with --patch-vocabulary", files.name())
@@ -33,11 +30,12 @@ fn adapt(command: &Adapt, stopped: &AtomicBool) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&files)?;
     let adapted = AdaptedModel::plan(&files, &checkpoint, &patch, initialisation, command.max_shard_bytes)?;
     let bar = bar(adapted.num_bytes());
-    adapted.write(directory.path(), &mut |bytes| {
+    let written = adapted.write(directory.path(), &mut |bytes| {
         bar.inc(bytes);
-        !stopped.load(Ordering::Relaxed)
-    })?;
+        !interrupt.is_told()
+    });
     bar.finish_and_clear();
+    written?;
     directory.persist()?;
     process::print(&format!(
         "{} tokens: {} base tokens, {} removed, {} n-tokens added\nwrote {}: {} bytes of tensors in {} {}",
@@ -62,14 +60,15 @@ fn bar(num_bytes: u64) -> ProgressBar {
 
 /// A directory that appears under its name whole or not at all: filled beside its place, then renamed. Dropped before
 /// that, it is gone.
-struct NewDirectory {
+struct NewDirectory<'a> {
     temporary: TempDir,
     out: PathBuf,
     parent: PathBuf,
+    interrupt: &'a Interrupt,
 }
 
-impl NewDirectory {
-    fn create(out: &Path) -> anyhow::Result<Self> {
+impl<'a> NewDirectory<'a> {
+    fn create(out: &Path, interrupt: &'a Interrupt) -> anyhow::Result<Self> {
         let refused = || format!("cannot write --out {}", out.display());
         match fs::symlink_metadata(out) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -93,7 +92,8 @@ impl NewDirectory {
             .permissions(readable)
             .tempdir_in(parent)
             .with_context(refused)?;
-        Ok(Self { temporary, out: out.to_owned(), parent: parent.to_owned() })
+        interrupt.remove_at_exit(Some(temporary.path().to_owned()));
+        Ok(Self { temporary, out: out.to_owned(), parent: parent.to_owned(), interrupt })
     }
 
     fn path(&self) -> &Path {
@@ -105,6 +105,7 @@ impl NewDirectory {
         let renamed = fs::rename(self.temporary.path(), &self.out);
         renamed.with_context(|| format!("cannot write --out {}", self.out.display()))?;
         // It has its name: there is nothing left to remove.
+        self.interrupt.remove_at_exit(None);
         let _ = self.temporary.keep();
         let synced = fs::File::open(&self.parent).and_then(|parent| parent.sync_all());
         synced.with_context(|| format!("cannot write --out {}", self.out.display()))

@@ -213,7 +213,7 @@ pub(crate) struct Adapt {
     /// Directory to write; must not exist, or be empty
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// How the rows of n-tokens begin: averages of their base tokens' rows with halving or with equal weights
+    /// How the rows of n-tokens are averaged from those of their base tokens
     #[arg(long, value_enum, default_value_t = Init::Exponential)]
     pub(crate) init: Init,
     /// The most bytes of tensors in one file
@@ -223,7 +223,9 @@ pub(crate) struct Adapt {
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub(crate) enum Init {
+    /// Halving weights, the largest on the last base token of an input row and on the first of an output row
     Exponential,
+    /// Equal weights
     Mean,
 }
 
@@ -241,7 +243,7 @@ pub(crate) struct Eval {
     /// The field or column with the text [default: text]
     #[arg(long, value_name = "NAME")]
     pub(crate) field: Option<String>,
-    /// Whether a document is read alone or behind the ones before it, as in training
+    /// How documents are read
     #[arg(long, value_enum, default_value_t = Documents::Apart)]
     pub(crate) documents: Documents,
     /// Tokens of a window, the first included [default: the model's context, at most 4096]
@@ -260,7 +262,9 @@ pub(crate) struct Eval {
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Documents {
+    /// Each alone
     Apart,
+    /// One stream, in which a document stands behind the ones before it
     Joined,
 }
 

@@ -7,6 +7,7 @@ mod cli;
 mod corpus;
 mod eval;
 mod http_server;
+mod interrupt;
 mod model;
 mod probe;
 mod process;
@@ -39,7 +40,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tokenizer(service) => process::run(&service, "fused-tokenizer", roles::tokenizer),
         Command::Engine(service) => process::run(&service, "fused-engine", roles::engine),
         Command::Vocab(command) => vocab::run(&command),
-        Command::Adapt(command) => adapt::run(command),
+        Command::Adapt(command) => adapt::run(&command),
         Command::Eval(command) => eval::run(&command),
         Command::Bench(bench) => bench::run(&bench),
         Command::Probe(probe) => probe::run(&probe),

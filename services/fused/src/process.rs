@@ -5,7 +5,6 @@ use std::io::Write;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -27,7 +26,8 @@ pub(crate) struct Process {
     pub(crate) metrics: Metrics,
 }
 
-/// What a tool exits with where its input is at fault: a flag, a file, a corpus, a vocabulary. As clap does.
+/// What a tool exits with where its input is at fault: a flag, a file, a corpus, a model, a vocabulary. As clap
+/// does.
 const BAD_INPUT: u8 = 2;
 /// What a tool exits with that was told to end: 128 and SIGINT, as shells count.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -138,27 +138,6 @@ fn telemetry_config(settings: &Settings, service_name: &str) -> anyhow::Result<f
         log_format: settings.log_format.parse().map_err(anyhow::Error::msg).context("setting log_format")?,
         otlp_endpoint: settings.otlp_endpoint.clone(),
         trace_sample_ratio: settings.trace_sample_ratio,
-    })
-}
-
-/// Runs a tool on a thread of its own and tells it when SIGINT or SIGTERM asked to stop, so that it can clean up; its
-/// result is waited for.
-pub(crate) fn run_interruptible<T: Send + 'static>(
-    tool: impl FnOnce(&AtomicBool) -> anyhow::Result<T> + Send + 'static,
-) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut signals = ShutdownSignals::install()?;
-        let stopped = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&stopped);
-        let mut tool = tokio::task::spawn_blocking(move || tool(&seen));
-        tokio::select! {
-            result = &mut tool => result?,
-            _ = signals.next() => {
-                stopped.store(true, Ordering::Relaxed);
-                tool.await?
-            }
-        }
     })
 }
 

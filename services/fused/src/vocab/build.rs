@@ -9,12 +9,12 @@ use fused_checkpoint::{ModelFiles, Wanted};
 use fused_vocabulary::build::{BuildReport, BuildRequest, Lines, Selection, Words, build};
 use fused_vocabulary::{Error, Mode, PatchVocabulary};
 
-use super::interrupt::Interrupt;
 use super::on_threads;
 use super::output::Output;
 use super::progress::Progress;
 use crate::cli::{ModeArg, SelectionArg, VocabBuild};
 use crate::corpus::Corpus;
+use crate::interrupt::Interrupt;
 use crate::{model, process};
 
 /// The largest `--keep` file.

@@ -9,7 +9,6 @@ use fused_vocabulary::build::{Observer, Stage, Unit};
 use fused_vocabulary::{Encoding, Error, SpecialTokens, TokenId, Vocabulary, work_in_order};
 use serde_json::Value;
 
-use super::interrupt::Interrupt;
 use super::npy::Array;
 use super::on_threads;
 use super::output::Output;
@@ -17,6 +16,7 @@ use super::progress::Progress;
 use super::token_table::TokenTable;
 use crate::cli::{EncodeTo, VocabEncode};
 use crate::corpus::Corpus;
+use crate::interrupt::Interrupt;
 use crate::{model, process};
 
 pub(super) fn run(command: &VocabEncode) -> anyhow::Result<()> {

@@ -3,7 +3,6 @@
 mod build;
 mod encode;
 mod import;
-mod interrupt;
 mod npy;
 mod output;
 mod progress;

@@ -52,8 +52,8 @@ fn header(num_ids: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::interrupt::Interrupt;
     use super::*;
+    use crate::interrupt::Interrupt;
 
     #[test]
     fn the_header_has_its_length_whatever_the_number() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use tempfile::NamedTempFile;
 
-use super::interrupt::Interrupt;
+use crate::interrupt::Interrupt;
 
 /// A file that a tool writes: beside its place under another name, and renamed once it is whole, so that nobody ever
 /// reads half of it. Dropped unfinished, nothing is left of it.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use fused_vocabulary::build::{Observer, Stage, Unit};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::interrupt::Interrupt;
 use crate::corpus::{BytesRead, Corpus};
+use crate::interrupt::Interrupt;
 
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
 

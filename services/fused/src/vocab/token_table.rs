@@ -89,8 +89,8 @@ mod tests {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::{Field, RowAccessor};
 
-    use super::super::interrupt::Interrupt;
     use super::*;
+    use crate::interrupt::Interrupt;
 
     #[test]
     fn rows_read_back_as_written() {

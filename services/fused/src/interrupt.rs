@@ -17,14 +17,14 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The work is asked to end, and drops what it has begun. Where it does not within some seconds, or the signal comes
 /// again, the process ends at once.
 #[derive(Clone, Default)]
-pub(super) struct Interrupt {
+pub(crate) struct Interrupt {
     told: Arc<AtomicBool>,
     unfinished: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Interrupt {
     /// Takes the signals over, from now to the end of the process.
-    pub(super) fn listen() -> anyhow::Result<Self> {
+    pub(crate) fn listen() -> anyhow::Result<Self> {
         let interrupt = Self::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut signals = {
@@ -52,12 +52,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    pub(super) fn is_told(&self) -> bool {
+    pub(crate) fn is_told(&self) -> bool {
         self.told.load(Ordering::Relaxed)
     }
 
     /// What must go if the process ends at once.
-    pub(super) fn remove_at_exit(&self, path: Option<PathBuf>) {
+    pub(crate) fn remove_at_exit(&self, path: Option<PathBuf>) {
         *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = path;
     }
 
@@ -65,7 +65,10 @@ impl Interrupt {
         // Held, so that a file is not finished meanwhile.
         let unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(path) = &*unfinished {
-            let _ = std::fs::remove_file(path);
+            let removed = std::fs::remove_file(path);
+            if removed.is_err() {
+                let _ = std::fs::remove_dir_all(path);
+            }
         }
         std::process::exit(process::INTERRUPTED.into())
     }
