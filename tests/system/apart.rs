@@ -8,7 +8,7 @@ use fused_proto::engine::v1 as engine_api;
 use fused_proto::engine::v1::engine_client::EngineClient;
 use fused_proto::text::v1 as text_api;
 use fused_proto::text::v1::text_generation_client::TextGenerationClient;
-use fused_testkit::{Server, run_to_end};
+use fused_testkit::{Server, model_dir, run_to_end};
 use serde_json::json;
 
 fn start(arguments: &[&str]) -> Server {
@@ -143,7 +143,7 @@ async fn a_lost_engine_is_told_and_a_new_one_is_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_with_another_vocabulary_is_not_used() {
-    let engine = start(&["engine", "--grpc-port", "0", "--patch-vocabulary", "none"]);
+    let engine = start(&["engine", "--grpc-port", "0", "--model", model_dir("demo-llama").to_str().unwrap()]);
     let tokenizer = start(&["tokenizer", "--grpc-port", "0", "--engine", &engine.urls[0]]);
     let gateway = start(&["gateway", "--port", "0", "--tokenizer", &tokenizer.urls[0]]);
     // Longer than a right engine needs to be found.

@@ -31,7 +31,7 @@ impl Place {
 
     /// Runs the command on the demo model with its own patch vocabulary, and more arguments.
     fn run(&self, text: &str, out: &str, more: &[&str]) -> Finished {
-        let model = model_dir("demo-llama");
+        let model = model_dir("demo-llama-tldr");
         let patch = model.join("patch_vocabulary.json");
         let (model, patch) = (model.to_str().unwrap(), patch.to_str().unwrap());
         let arguments =
@@ -91,7 +91,7 @@ fn the_page_stands_alone_and_says_what_encoding_says() {
     assert!(finished.status.success(), "{}", finished.stderr);
     assert_eq!(place.names(), ["report.html", "report.json", "text.txt"].map(PathBuf::from));
 
-    let model = model_dir("demo-llama");
+    let model = model_dir("demo-llama-tldr");
     let patch = PatchVocabulary::parse(&fs::read(model.join("patch_vocabulary.json")).unwrap()).unwrap();
     let tokenizer = fs::read(model.join("tokenizer.json")).unwrap();
     let vocabulary = Vocabulary::load(&tokenizer, Some(patch)).unwrap();
@@ -151,7 +151,7 @@ fn bad_input_ends_with_2_names_what_is_wrong_and_leaves_no_file() {
     refused(place.run(&text, &text, &[]), &["text.txt", "overwritten"]);
     refused(place.run(&text, &out, &["--json", &out]), &["report.html", "named twice"]);
     refused(place.run(&text, place.folder.path().to_str().unwrap(), &[]), &["plain file"]);
-    let model = model_dir("demo-llama");
+    let model = model_dir("demo-llama-tldr");
     let run = |model: &str, patch: &str| {
         let arguments = [
             "vocab",

@@ -258,6 +258,28 @@ fn a_patch_that_contradicts_the_tokenizer_is_refused_by_the_fields_name() {
     );
 }
 
+/// Ids that a plain segmentation in Python made on top of the `tokenizers` package.
+#[test]
+fn the_demo_model_encodes_as_the_golden_data_say() {
+    let folder = fused_testkit::model_dir("demo-llama-tldr");
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let patch = PatchVocabulary::parse(&read("patch_vocabulary.json")).unwrap();
+    let vocabulary = Vocabulary::load(&read("tokenizer.json"), Some(patch)).unwrap();
+    let golden = fused_testkit::golden("demo-llama-tldr.json").unwrap();
+    let prompts = golden["prompts"].as_array().unwrap();
+    assert!(prompts.len() >= 20);
+    for prompt in prompts {
+        let text = prompt["text"].as_str().unwrap();
+        let ids = vocabulary.encode(text, SpecialTokens::Omit).unwrap().ids;
+        assert_eq!(
+            serde_json::json!(ids.iter().map(|id| id.0).collect::<Vec<_>>()),
+            prompt["ids"],
+            "{text:?}"
+        );
+        assert_eq!(vocabulary.decode(&ids, SpecialText::Keep), text);
+    }
+}
+
 #[test]
 fn the_demo_models_patch_never_lengthens_text_of_its_domain() {
     let file =

@@ -47,7 +47,10 @@ struct Running {
 
 impl Machine {
     fn new(model: &str) -> Self {
-        Self::load(&ModelFiles::open(&model_dir(model)).unwrap(), None, None)
+        let files = ModelFiles::open(&model_dir(model)).unwrap();
+        let patch = files.read("patch_vocabulary.json").unwrap();
+        let patch = patch.map(|bytes| PatchVocabulary::parse(&bytes).unwrap());
+        Self::load(&files, patch.as_ref(), None)
     }
 
     fn load(
