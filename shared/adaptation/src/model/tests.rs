@@ -147,7 +147,7 @@ fn check_tensors(old: &Checkpoint, new: &Checkpoint, config: &ModelConfig, was_t
         };
         if name != format!("{module}{embedding}") {
             let copy = new.stored().into_iter().find(|copy| copy.name == name).unwrap();
-            assert_eq!(copy, fused_checkpoint::StoredTensor { name: &name, ..stored });
+            assert_eq!(copy, StoredTensor { name: &name, ..stored });
             num_copied += 1;
         }
     }
