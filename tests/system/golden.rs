@@ -9,8 +9,7 @@ use serde_json::json;
 async fn check(model: &str) {
     let golden = golden(&format!("{model}.json")).unwrap();
     let directory = model_dir(model);
-    let arguments =
-        ["serve", "--port", "0", "--model", directory.to_str().unwrap()];
+    let arguments = ["serve", "--port", "0", "--model", directory.to_str().unwrap()];
     let server = Server::start(Path::new(env!("CARGO_BIN_EXE_fused")), &arguments, &[]).unwrap();
     let prompts = golden["prompts"].as_array().unwrap();
     assert!(prompts.len() >= 20, "{} prompts", prompts.len());

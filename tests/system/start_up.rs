@@ -75,7 +75,7 @@ fn a_patch_vocabulary_for_another_tokenizer() {
     let patch = model_dir("demo-llama-tldr").join("patch_vocabulary.json");
     let tokenizer = fs::read_to_string(path.join("tokenizer.json")).unwrap();
     // Another tokenizer: two tokens have changed places.
-    let other = tokenizer.replacen("\"A\": 33", "\"A\": 34", 1).replacen("\"B\": 34", "\"B\": 33", 1);
+    let other = tokenizer.replacen("\"A\":33", "\"A\":34", 1).replacen("\"B\":34", "\"B\":33", 1);
     assert_ne!(tokenizer, other);
     fs::write(path.join("tokenizer.json"), other).unwrap();
     let message =

@@ -124,12 +124,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
         made = Path(folder) / "model"
         model.eval().to("cpu", dtype).save_pretrained(made)
+        for path in made.iterdir():
+            path.chmod(0o644)  # safetensors makes files readable for their owner only
         # What says which vocabulary this is must stay as `fused adapt` wrote it.
         weights = {path.name for path in args.model.glob("*.safetensors*")}
         for path in args.model.iterdir():
             if path.is_file() and path.name not in weights:
                 shutil.copyfile(path, made / path.name)
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        settings = {key: value.name if isinstance(value, Path) else value for key, value in vars(args).items()}
         (made / "finetune.json").write_text(json.dumps({"settings": settings, **report}, indent=1) + "\n")
         made.rename(args.out)
     print(f"wrote {args.out}")
