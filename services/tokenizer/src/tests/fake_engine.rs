@@ -58,11 +58,15 @@ pub(super) struct FakeEngine {
 
 impl FakeEngine {
     pub(super) fn start(name: &str, fingerprint: &str, steps: Vec<Step>) -> Self {
+        Self::with_context(name, fingerprint, steps, 1024)
+    }
+
+    pub(super) fn with_context(name: &str, fingerprint: &str, steps: Vec<Step>, max_model_len: u32) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (channel, listener) = fused_transport::in_memory();
         let (sender, seen) = mpsc::channel(64);
         let (fingerprint, current) = watch::channel(fingerprint.to_owned());
-        let service = Service { fingerprint: current, steps: steps.into(), seen: sender };
+        let service = Service { fingerprint: current, steps: steps.into(), seen: sender, max_model_len };
         let server = Server::builder().add_service(EngineServer::new(service)).serve_with_incoming(listener);
         runtime.spawn(server);
         let endpoint = EngineEndpoint { name: name.to_owned(), channel };
@@ -91,6 +95,7 @@ struct Service {
     fingerprint: watch::Receiver<String>,
     steps: Arc<[Step]>,
     seen: mpsc::Sender<Seen>,
+    max_model_len: u32,
 }
 
 /// Tells how a stream of answers ended.
@@ -162,7 +167,7 @@ impl Engine for Service {
         Ok(Response::new(ModelInfo {
             id: Some("demo".to_owned()),
             vocabulary_fingerprint: Some(self.fingerprint.borrow().clone()),
-            max_model_len: Some(1024),
+            max_model_len: Some(self.max_model_len),
             ..ModelInfo::default()
         }))
     }

@@ -213,6 +213,33 @@ async fn a_long_prompt_is_sent_in_chunks() {
     assert_eq!(prompt_chunks.concat(), prompt);
 }
 
+/// Text that is encoded in pieces, which is on its way before its tail is encoded.
+#[tokio::test]
+async fn a_long_text_reaches_the_engine_as_encoded_at_once() {
+    let long = |num_tokens| {
+        FakeEngine::with_context("fake", &patch().fingerprint().to_string(), answering(&[]), num_tokens)
+    };
+    let page =
+        "# ls\n\n> List files, 東京, and what else there is: <https://www.gnu.org/software/coreutils>.\n\n";
+    let prompt: String = (0..1000).map(|number| format!("{number} {page}")).collect();
+    let expected = ids(&prompt);
+    let mut engine = long(1 << 20);
+    let answer = Service::start(&[&engine]).await.run(text(&prompt)).await.unwrap();
+    let Some(Seen::Request { prompt_chunks, .. }) = engine.seen.recv().await else { panic!("no request") };
+    assert!(prompt_chunks.iter().rev().skip(1).all(|chunk| chunk.len() == 512), "full chunks");
+    assert_eq!(prompt_chunks.concat(), expected);
+    let usage = answer.usage.unwrap();
+    assert_eq!(usage.prompt_tokens() as usize, expected.len());
+    let base = vocabulary().encode(&prompt, SpecialTokens::Omit).unwrap().num_base_tokens;
+    assert_eq!(usage.prompt_base_tokens() as usize, base);
+
+    // Found out when most of it is at the engine already.
+    let engine = long(expected.len() as u32 - 1);
+    let refused = Service::start(&[&engine]).await.run(text(&prompt)).await;
+    let status = refused.err().unwrap();
+    assert!(status.message().contains("maximum context length"), "{status}");
+}
+
 #[tokio::test]
 async fn a_character_over_token_borders_is_never_cut() {
     let bytes = byte_ids("aä東👩b");

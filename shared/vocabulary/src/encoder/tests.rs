@@ -3,7 +3,10 @@ use std::sync::LazyLock;
 use fused_testkit::test_data;
 use proptest::prelude::*;
 
-use crate::{SpecialTokens, TokenId, Vocabulary};
+use crate::{
+    Mode, NToken, PatchContent, PatchVocabulary, Segmentation, SpecialText, SpecialTokens, TokenId,
+    Vocabulary,
+};
 
 /// The published byte-level tokenizers that are there, the demo tokenizer always.
 fn vocabularies() -> &'static [(String, Vocabulary)] {
@@ -20,6 +23,49 @@ fn vocabularies() -> &'static [(String, Vocabulary)] {
         files.map(load).collect()
     });
     &VOCABULARIES
+}
+
+/// The same tokenizers, extended by n-tokens of text that the random texts are made of, in both segmentations; and the
+/// demo model's own vocabulary, in which thousands of base tokens are removed.
+fn adapted() -> &'static [(String, Vocabulary)] {
+    static ADAPTED: LazyLock<Vec<(String, Vocabulary)>> = LazyLock::new(|| {
+        let mut adapted = Vec::new();
+        for (path, base) in vocabularies() {
+            let json = std::fs::read(path).unwrap();
+            for segmentation in [Segmentation::Greedy, Segmentation::Optimal] {
+                let vocabulary = Vocabulary::load(&json, Some(extension(base, segmentation))).unwrap();
+                adapted.push((format!("{path}, {segmentation:?}"), vocabulary));
+            }
+        }
+        let folder = fused_testkit::model_dir("demo-llama-tldr");
+        let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+        let patch = PatchVocabulary::parse(&read("patch_vocabulary.json")).unwrap();
+        let demo = Vocabulary::load(&read("tokenizer.json"), Some(patch)).unwrap();
+        adapted.push(("demo-llama-tldr".to_owned(), demo));
+        adapted
+    });
+    &ADAPTED
+}
+
+fn extension(base: &Vocabulary, segmentation: Segmentation) -> PatchVocabulary {
+    let sample = "word Word's  \n\r\n東京 日本語 12345!? ... word word ä e\u{301} 가\t'LL";
+    let ids = base.encode(sample, SpecialTokens::Omit).unwrap().ids;
+    let bases: std::collections::BTreeSet<_> =
+        (2..6).flat_map(|n| ids.windows(n)).map(<[_]>::to_vec).collect();
+    let vocab_size = base.base_vocab_size() as u32;
+    let n_tokens = (vocab_size..).zip(bases).map(|(id, base_ids)| {
+        let bytes: Vec<u8> = base_ids.iter().flat_map(|id| base.token_bytes(*id)).copied().collect();
+        NToken { id: TokenId(id), base: base_ids, text: String::from_utf8_lossy(&bytes).into_owned() }
+    });
+    let content = PatchContent {
+        base_tokenizer: base.fingerprint(),
+        mode: Mode::Extend,
+        segmentation,
+        model_ids: (0..vocab_size).map(|id| Some(TokenId(id))).collect(),
+        removed: Vec::new(),
+        n_tokens: n_tokens.collect(),
+    };
+    PatchVocabulary::new(content).unwrap()
 }
 
 fn oracle(vocabulary: &Vocabulary, text: &str) -> Vec<TokenId> {
@@ -105,6 +151,27 @@ proptest! {
             let ids = in_pieces(vocabulary, &text, || lens.next().unwrap());
             let whole = vocabulary.encode(&text, SpecialTokens::Omit).unwrap().ids;
             prop_assert_eq!(ids, whole, "{} {:?}", name, text);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// What the base tokenizer gives back, an adapted one gives back; an extended one in no more tokens.
+    #[test]
+    fn adapted_vocabularies_give_the_text_back(text in texts(), lens in prop::collection::vec(1..12_usize, 1..20)) {
+        for (name, vocabulary) in adapted() {
+            let encoding = vocabulary.encode(&text, SpecialTokens::Omit).unwrap();
+            let base_ids: Vec<u32> = oracle(vocabulary, &text).iter().map(|id| id.0).collect();
+            let base_text = vocabulary.base().oracle().decode(&base_ids, false).unwrap();
+            prop_assert_eq!(vocabulary.decode(&encoding.ids, SpecialText::Keep), base_text, "{}", name);
+            prop_assert_eq!(encoding.num_base_tokens, base_ids.len(), "{}", name);
+            if vocabulary.patch().is_some_and(|patch| patch.mode() == Mode::Extend) {
+                prop_assert!(encoding.ids.len() <= base_ids.len(), "{}", name);
+            }
+            let mut lens = lens.iter().copied().cycle();
+            prop_assert_eq!(in_pieces(vocabulary, &text, || lens.next().unwrap()), encoding.ids, "{}", name);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a patch vocabulary does to a text: the figures behind `fused vocab report`.
 //!
 //! Documents go in, one at a time and in one pass; a [`Report`] comes out. What is held meanwhile does not grow with
-//! the text: one batch of documents, a count for each token, and what [`savings`] and [`example`] keep.
+//! the text: one batch of documents, a count for each token, and what `savings` and `example` keep.
 //!
 //! The figures add up. Removed base tokens become longer (`num_extra_tokens`), then n-tokens make the text shorter
 //! (`num_saved_tokens`): `num_base_tokens + extra - saved = num_tokens`.

@@ -296,7 +296,7 @@ fn the_demo_models_patch_never_lengthens_text_of_its_domain() {
         num_tokens += encoding.ids.len();
     }
     println!("held out: {num_base_tokens} base tokens, {num_tokens} patched");
-    assert!(num_tokens * 100 < num_base_tokens * 85);
+    assert!(num_tokens * 100 <= num_base_tokens * 55, "45 % fewer are promised");
 }
 
 #[test]

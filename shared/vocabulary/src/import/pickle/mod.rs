@@ -2,7 +2,7 @@
 //!
 //! A pickle is a program for a small stack machine; unpickling runs it, and its `GLOBAL` and `REDUCE` call whatever
 //! Python function it names. This reader understands the opcodes that AdaptiVocab's files are made of and builds plain
-//! [`Value`]s; a class is a name from a list that the caller gives, an object is that name with its arguments beside
+//! values; a class is a name from a list that the caller gives, an object is that name with its arguments beside
 //! it, and nothing is ever called. Every other opcode and every other name is refused, by its name and place.
 //!
 //! Hostile input costs no more than honest input of its size:
