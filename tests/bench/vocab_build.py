@@ -47,7 +47,7 @@ def main():
             flush=True,
         )
         ours = {}
-        for selection, max_n in [("reference", arguments.max_n), ("exact", 12)]:
+        for selection, max_n in [("reference", arguments.max_n), ("exact", 32)]:
             if selection in arguments.selections.split(","):
                 ours[selection] = run_fused(arguments, corpus, folder / f"{selection}.json", selection, max_n)
         if arguments.reference:

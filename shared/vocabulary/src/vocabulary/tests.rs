@@ -1,5 +1,4 @@
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
@@ -72,16 +71,7 @@ fn with_common_tokens_removed(patch: &PatchVocabulary) -> PatchVocabulary {
 }
 
 fn data(path: &str) -> Option<Vec<u8>> {
-    let folder = std::env::var_os("FUSED_TEST_DATA").map(PathBuf::from).or_else(|| {
-        let script = repository().join("../shared/data/unpack.sh");
-        let output = script.is_file().then(|| Command::new("bash").arg(script).output())?.ok()?;
-        Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
-    });
-    let bytes = folder.and_then(|folder| std::fs::read(folder.join(path)).ok());
-    if bytes.is_none() {
-        println!("SKIPPED: no {path} (set FUSED_TEST_DATA)");
-    }
-    bytes
+    fused_testkit::test_data(path).map(|path| std::fs::read(path).unwrap())
 }
 
 const TEXTS: &[&str] = &[
