@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use fused_status::{Code, Error, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::events;
 
@@ -14,6 +14,11 @@ pub(crate) struct EncodePool {
     /// Running or waiting texts.
     places: Arc<Semaphore>,
 }
+
+/// A piece of work's place in the queue.
+pub(crate) struct Place(
+    #[expect(dead_code, reason = "held, and given back when dropped")] OwnedSemaphorePermit,
+);
 
 impl EncodePool {
     pub(crate) fn new(num_threads: usize, max_waiting: usize) -> std::result::Result<Self, crate::Error> {
@@ -27,19 +32,19 @@ impl EncodePool {
         Ok(Self { threads, places: Arc::new(Semaphore::new(num_places)) })
     }
 
-    /// Lets a piece of work run on a thread of the pool. A panic in it ends it and nothing else.
+    /// Lets a piece of work run on a thread of the pool. A panic in it ends it and nothing else. It is given its place in
+    /// the queue, to be given back before anybody is told that the work is done: who hears of it may come with more.
     ///
     /// # Errors
     /// `QueueFull` at once where no place is free.
-    pub(crate) fn spawn(&self, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    pub(crate) fn spawn(&self, work: impl FnOnce(Place) + Send + 'static) -> Result<()> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return Err(Error::new(Code::QueueFull, "too many texts are waiting to be encoded; try again"));
         };
         self.threads.spawn_fifo(move || {
-            let _place = place;
             // A fault in a template engine or tokenizer must not take the process along, as rayon would have it. Whoever
             // waits for the work sees that it is gone.
-            let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| work(Place(place))));
         });
         Ok(())
     }
@@ -56,10 +61,12 @@ impl EncodePool {
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
-        self.spawn(move || {
+        self.spawn(move |place| {
             if !answer.is_closed() {
+                let result = work();
+                drop(place);
                 // The caller may have gone meanwhile.
-                let _ = answer.send(work());
+                let _ = answer.send(result);
             }
         })?;
         answered.await.unwrap_or_else(|gone| {

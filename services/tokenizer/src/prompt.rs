@@ -74,10 +74,11 @@ impl PromptEncoder {
             Prompt::Text(prompt) => {
                 let encoder = Arc::clone(self);
                 let started = Instant::now();
-                pool.spawn(move || {
+                pool.spawn(move |place| {
                     if !writer.is_abandoned() {
                         let result = encoder.encode_text(prompt, limit, &writer);
                         events::encoded(started.elapsed());
+                        drop(place);
                         writer.end(result);
                     }
                 })?;
