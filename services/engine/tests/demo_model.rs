@@ -69,8 +69,16 @@ impl Served {
     }
 
     async fn end(mut self) {
-        let load = self.client.get_load(GetLoadRequest {}).await.unwrap().into_inner();
-        assert_eq!((load.running_sequences(), load.waiting_sequences(), load.kv_bytes_mapped()), (0, 0, 0));
+        // The load is that of the last step, which is over a moment after its last answers are sent.
+        let idle = async {
+            loop {
+                let load = self.client.get_load(GetLoadRequest {}).await.unwrap().into_inner();
+                if (load.running_sequences(), load.waiting_sequences(), load.kv_bytes_mapped()) == (0, 0, 0) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), idle).await.unwrap();
         drop(self.client);
         self.lifecycle.shut_down(Duration::from_secs(10), Duration::from_secs(10)).await.unwrap();
     }
