@@ -1,12 +1,16 @@
-//! The one way out for whatever fails: OpenAI's error object with the status, `Retry-After` and log line of its code.
+//! The one way out for whatever fails: OpenAI's error object, with the status, `Retry-After` and log line that belong
+//! to it.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use fused_status::{Code, Error};
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderName, HeaderValue, Method, Uri};
 
 use crate::events;
+
+/// `Retry-After` to the millisecond: OpenAI's clients read it first.
+pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// What a handler returns.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
@@ -62,8 +66,11 @@ impl IntoResponse for Failure {
         *response.status_mut() = error.code().http();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(seconds) = error.code().retry_after_s() {
+        if let Some(seconds) = error.retry_after_s() {
             headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if let Some(ms) = error.retry_after_ms() {
+            headers.insert(RETRY_AFTER_MS, ms.into());
         }
         if error.code() == Code::InvalidApiKey {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

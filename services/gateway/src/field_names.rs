@@ -29,9 +29,9 @@ impl FieldNames {
             _ => return error,
         };
         match error.message().strip_prefix(theirs) {
-            // An error that names a field came over the wire and has no detail that this could lose.
             Some(rest) if rest.starts_with(' ') => {
-                Error::new(error.code(), format!("{ours}{rest}")).with_param(ours)
+                let message = format!("{ours}{rest}");
+                error.with_message(message).with_param(ours)
             }
             _ => error.with_param(ours),
         }
@@ -40,6 +40,8 @@ impl FieldNames {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fused_status::Code;
 
     use super::*;
@@ -75,6 +77,10 @@ mod tests {
             let error = FieldNames::CHAT.rename(Error::invalid("prompt", message));
             assert_eq!((error.param(), error.message()), (Some("messages"), message));
         }
+        let wait = Duration::from_millis(1500);
+        let waiting =
+            FieldNames::CHAT.rename(Error::invalid("prompt", "prompt is too long").with_retry_after(wait));
+        assert_eq!((waiting.message(), waiting.retry_after_ms()), ("messages is too long", Some(1500)));
         let nameless = FieldNames::CHAT.rename(Error::new(Code::Unavailable, "try again"));
         assert_eq!((nameless.param(), nameless.message()), (None, "try again"));
     }

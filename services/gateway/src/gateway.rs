@@ -10,6 +10,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::admission::Admission;
 use crate::backend::Backend;
+use crate::error::RETRY_AFTER_MS;
 use crate::identity::{RequestIds, X_REQUEST_ID};
 use crate::{Config, api, edge, events};
 
@@ -73,5 +74,5 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, X_REQUEST_ID])
-        .expose_headers([RETRY_AFTER, X_REQUEST_ID])
+        .expose_headers([RETRY_AFTER, RETRY_AFTER_MS, X_REQUEST_ID])
 }

@@ -1,4 +1,5 @@
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::Code;
 
@@ -8,6 +9,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// The longest message that travels: gRPC carries it in a header, and headers are small.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
+/// The longest wait that is told to anybody: past it, nobody waits but comes back some time.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// An error at a service's edge.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -16,22 +20,14 @@ pub struct Error {
     message: String,
     param: Option<String>,
     detail: Option<String>,
+    retry_after: Option<Duration>,
 }
 
 impl Error {
     /// An error with a message the caller may see: what is wrong, and what to change.
     #[must_use]
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if message.len() > MAX_MESSAGE_BYTES {
-            let mut end = MAX_MESSAGE_BYTES;
-            while !message.is_char_boundary(end) {
-                end -= 1;
-            }
-            message.truncate(end);
-            message.push('…');
-        }
-        Self { code, message, param: None, detail: None }
+        Self { code, message: cut(message.into()), param: None, detail: None, retry_after: None }
     }
 
     /// A field of the request is wrong: names it.
@@ -51,6 +47,22 @@ impl Error {
     #[must_use]
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
+        self
+    }
+
+    /// The same error in other words.
+    #[must_use]
+    pub fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.message = cut(message.into());
+        self
+    }
+
+    /// Says when trying again may help, where that is known better than the code's constant says: at most a day, in
+    /// whole milliseconds, rounded up.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        let ms = u64::try_from(wait.min(MAX_RETRY_AFTER).as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        self.retry_after = Some(Duration::from_millis(ms));
         self
     }
 
@@ -92,6 +104,20 @@ impl Error {
         self.detail.as_deref()
     }
 
+    /// Seconds for the header `Retry-After`: this error's own, rounded up and at least 1, or its code's.
+    #[must_use]
+    pub fn retry_after_s(&self) -> Option<u64> {
+        let own = self.retry_after_ms().map(|ms| ms.div_ceil(1000).max(1));
+        own.or(self.code.retry_after_s())
+    }
+
+    /// Milliseconds for the header `retry-after-ms`, which OpenAI's clients prefer; only where this error has a wait of
+    /// its own.
+    #[must_use]
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        self.retry_after.and_then(|wait| u64::try_from(wait.as_millis()).ok())
+    }
+
     /// OpenAI's error object, the one shape of every failure over HTTP and inside event streams.
     #[must_use]
     pub fn openai_body(&self) -> serde_json::Value {
@@ -104,15 +130,46 @@ impl Error {
     }
 }
 
+fn cut(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE_BYTES {
+        let mut end = MAX_MESSAGE_BYTES;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_may_know_better_than_its_code_when_to_come_back() {
+        let full = || Error::new(Code::QueueFull, "the queue is full");
+        assert_eq!((full().retry_after_s(), full().retry_after_ms()), (Some(1), None));
+        let after = |wait| {
+            let error = full().with_retry_after(wait);
+            (error.retry_after_s(), error.retry_after_ms())
+        };
+        assert_eq!(after(Duration::from_millis(7001)), (Some(8), Some(7001)));
+        assert_eq!(after(Duration::from_secs(7)), (Some(7), Some(7000)));
+        assert_eq!(after(Duration::from_nanos(1)), (Some(1), Some(1)));
+        assert_eq!(after(Duration::ZERO), (Some(1), Some(0)));
+        assert_eq!(after(Duration::MAX), (Some(86_400), Some(86_400_000)));
+        let never = Error::new(Code::InvalidArgument, "no").retry_after_s();
+        assert_eq!(never, None);
+    }
 
     #[test]
     fn a_long_message_is_cut_at_a_character() {
         let error = Error::new(Code::InvalidArgument, "ä".repeat(2000));
         assert!(error.message().len() <= MAX_MESSAGE_BYTES + '…'.len_utf8());
         assert!(error.message().ends_with('…'));
+        let again = Error::new(Code::InvalidArgument, "").with_message("ä".repeat(2000));
+        assert_eq!(again.message(), error.message());
     }
 
     #[test]
