@@ -23,6 +23,8 @@ const MAX_NUM_SEQUENCES: usize = 128;
 const MAX_STOP_TOKEN_IDS: usize = 256;
 /// Entries of `logit_bias`.
 const MAX_LOGIT_BIAS: usize = 1024;
+/// Bytes of `cache_salt`.
+const MAX_CACHE_SALT_BYTES: usize = 256;
 /// Log-probabilities in one prompt info, which is one message: about 3.5 MB of the 4 that gRPC clients accept.
 const MAX_PROMPT_LOGPROBS: usize = 1 << 18;
 
@@ -44,6 +46,12 @@ pub(crate) struct ValidGenerateRequest {
     pub(crate) num_sequences: u32,
     /// From arrival.
     pub(crate) timeout: Option<Duration>,
+    /// Prefixes are shared only between requests with the same one; never empty.
+    #[cfg_attr(not(test), expect(dead_code, reason = "until the prefix index reads it"))]
+    pub(crate) cache_salt: Option<Arc<str>>,
+    /// Lower is earlier, where the order asks for it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "until the order of the waiting reads it"))]
+    pub(crate) priority: i32,
     /// Keeps everybody else from making one.
     _validated: (),
 }

@@ -1,5 +1,6 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fused_proto::common::v1::{SamplingParams, StoppingParams};
@@ -8,8 +9,8 @@ use fused_status::{Code, Error, Result};
 use fused_vocabulary::TokenId;
 
 use super::{
-    Limits, MAX_LOGIT_BIAS, MAX_NUM_SEQUENCES, MAX_REQUEST_ID_BYTES, MAX_STOP_TOKEN_IDS, RequestId, Stopping,
-    ValidGenerateRequest,
+    Limits, MAX_CACHE_SALT_BYTES, MAX_LOGIT_BIAS, MAX_NUM_SEQUENCES, MAX_REQUEST_ID_BYTES,
+    MAX_STOP_TOKEN_IDS, RequestId, Stopping, ValidGenerateRequest,
 };
 use crate::sampler::Sampling;
 
@@ -30,6 +31,8 @@ impl ValidGenerateRequest {
             num_prompt_logprobs: num_logprobs("num_prompt", logprobs.num_prompt, limits)?,
             num_sequences: num_sequences(opening.num_sequences)?,
             timeout: timeout(opening.timeout_us)?,
+            cache_salt: cache_salt(opening.cache_salt)?,
+            priority: opening.priority.unwrap_or(0),
             _validated: (),
         })
     }
@@ -144,6 +147,19 @@ fn timeout(timeout_us: Option<u64>) -> Result<Option<Duration>> {
     match timeout_us {
         Some(0) => Err(Error::invalid("timeout_us", "timeout_us must be over 0")),
         timeout_us => Ok(timeout_us.map(Duration::from_micros)),
+    }
+}
+
+fn cache_salt(salt: Option<String>) -> Result<Option<Arc<str>>> {
+    match salt {
+        Some(salt) if salt.is_empty() || salt.len() > MAX_CACHE_SALT_BYTES => {
+            let message = format!(
+                "cache_salt must have 1 to {MAX_CACHE_SALT_BYTES} bytes, or be left out, got {}",
+                salt.len()
+            );
+            Err(Error::invalid("cache_salt", message))
+        }
+        salt => Ok(salt.map(Arc::from)),
     }
 }
 

@@ -45,6 +45,22 @@ fn with_stopping(stopping: StoppingParams) -> GenerateOpening {
     GenerateOpening { stopping: Some(stopping), ..opening("a") }
 }
 
+fn salted(salt: &str) -> GenerateOpening {
+    GenerateOpening { cache_salt: Some(salt.to_owned()), ..opening("a") }
+}
+
+#[test]
+fn salt_and_priority_are_taken_as_they_are() {
+    let longest = "x".repeat(256);
+    for salt in ["a", "\0", "tenant ü", &longest] {
+        assert_eq!(validate(salted(salt)).unwrap().cache_salt.as_deref(), Some(salt));
+    }
+    for priority in [i32::MIN, -1, 0, i32::MAX] {
+        let opening = GenerateOpening { priority: Some(priority), ..opening("a") };
+        assert_eq!(validate(opening).unwrap().priority, priority);
+    }
+}
+
 #[test]
 fn absent_means_what_the_contract_says() {
     let request = validate(opening("a")).unwrap();
@@ -52,6 +68,7 @@ fn absent_means_what_the_contract_says() {
     assert_eq!((temperature, top_p, top_k, min_p, repetition_penalty), (1.0, 1.0, 0, 0.0, 1.0));
     assert_eq!((request.sampling.presence_penalty, request.sampling.frequency_penalty), (0.0, 0.0));
     assert_eq!((request.num_sequences, request.timeout, request.num_logprobs), (1, None, None));
+    assert_eq!((request.cache_salt, request.priority), (None, 0));
     assert_eq!(request.stopping.eos_token_ids, [EOS]);
     let other = validate(opening("a")).unwrap();
     assert_ne!(request.sampling.seed, other.sampling.seed, "drawn anew for each");
@@ -99,6 +116,8 @@ fn every_fault_names_its_field() {
         ("num_sequences", GenerateOpening { num_sequences: Some(0), ..opening("a") }),
         ("num_sequences", GenerateOpening { num_sequences: Some(129), ..opening("a") }),
         ("timeout_us", GenerateOpening { timeout_us: Some(0), ..opening("a") }),
+        ("cache_salt", salted("")),
+        ("cache_salt", salted(&"x".repeat(257))),
         (
             "num_output",
             GenerateOpening {

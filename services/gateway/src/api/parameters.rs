@@ -25,9 +25,10 @@ const MAX_STOP_BYTES: usize = 4096;
 const MAX_STOP_TOKEN_IDS: usize = 256;
 const MAX_BIASES: usize = 1024;
 const MAX_BIAS: f64 = 100.0;
+const MAX_CACHE_SALT_BYTES: usize = 256;
 
 /// Fields that change nothing here: labels, hints, and what is about who pays.
-const HARMLESS: [&str; 17] = [
+const HARMLESS: [&str; 16] = [
     "user",
     "metadata",
     "store",
@@ -37,7 +38,6 @@ const HARMLESS: [&str; 17] = [
     "prompt_cache_retention",
     "prediction",
     "verbosity",
-    "priority",
     "request_id",
     "session_id",
     "include_reasoning",
@@ -48,7 +48,7 @@ const HARMLESS: [&str; 17] = [
 ];
 
 /// Fields that would change the answer and are not offered, each with the values that ask for nothing.
-const REFUSED: [(&str, &[&str]); 25] = [
+const REFUSED: [(&str, &[&str]); 24] = [
     ("response_format", &[r#"{"type": "text"}"#]),
     ("structured_outputs", &[]),
     ("guided_json", &[]),
@@ -67,7 +67,6 @@ const REFUSED: [(&str, &[&str]); 25] = [
     ("thinking_token_budget", &[]),
     ("repetition_detection", &[]),
     ("kv_transfer_params", &[]),
-    ("cache_salt", &[]),
     ("logits_processors", &["[]"]),
     ("audio", &[]),
     ("modalities", &[r#"["text"]"#]),
@@ -89,6 +88,8 @@ pub(super) struct Parameters {
     stop: StopStrings,
     skip_special_tokens: Option<bool>,
     truncate_prompt_tokens: Option<u32>,
+    cache_salt: Option<String>,
+    priority: Option<i32>,
 }
 
 impl Parameters {
@@ -113,6 +114,8 @@ impl Parameters {
             },
             skip_special_tokens: fields.take("skip_special_tokens")?,
             truncate_prompt_tokens: fields.integer("truncate_prompt_tokens", 1..=MAX_U32)?,
+            cache_salt: cache_salt(fields)?,
+            priority: fields.integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?,
         })
     }
 
@@ -143,6 +146,8 @@ impl Parameters {
             echo: Some(call.echo),
             timeout_us: Some(u64::try_from(call.timeout.as_micros()).unwrap_or(u64::MAX)),
             truncate_prompt_tokens: self.truncate_prompt_tokens,
+            cache_salt: self.cache_salt.clone(),
+            priority: self.priority,
         }
     }
 }
@@ -241,6 +246,17 @@ fn stop_strings(fields: &mut Fields<'_>) -> Result<Vec<String>, Error> {
         return Err(Error::invalid(NAME, format!("{NAME} must not contain an empty string")));
     }
     Ok(strings)
+}
+
+/// An empty one is refused: a salt that was meant to be set and was not would share what must stay apart.
+fn cache_salt(fields: &mut Fields<'_>) -> Result<Option<String>, Error> {
+    const NAME: &str = "cache_salt";
+    let Some(salt) = fields.take::<String>(NAME)? else { return Ok(None) };
+    if salt.is_empty() {
+        return Err(Error::invalid(NAME, format!("{NAME} must not be empty; leave it out to have none")));
+    }
+    at_most(NAME, salt.len(), MAX_CACHE_SALT_BYTES, "bytes")?;
+    Ok(Some(salt))
 }
 
 fn at_most(name: &str, num: usize, most: usize, what: &str) -> Result<(), Error> {

@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 
 use crate::rig::Rig;
 
-const FIELDS: [&str; 32] = [
+const FIELDS: [&str; 34] = [
     "add_generation_prompt",
     "add_special_tokens",
     "best_of",
+    "cache_salt",
     "chat_template",
     "chat_template_kwargs",
     "continue_final_message",
@@ -24,6 +25,7 @@ const FIELDS: [&str; 32] = [
     "min_tokens",
     "model",
     "n",
+    "priority",
     "prompt",
     "reasoning_effort",
     "repetition_penalty",

@@ -1,5 +1,7 @@
 //! What is refused, and how: each row a request and what its refusal says.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use fused_gateway::Config;
 use fused_status::{Code, Error};
@@ -174,7 +176,14 @@ async fn bodies_are_refused_by_the_field_at_fault() {
             Some("prompt_logprobs"),
             "not supported",
         ),
+        (COMPLETIONS, prompt(r#""cache_salt": """#), invalid, Some("cache_salt"), "must not be empty"),
+        (COMPLETIONS, prompt(r#""cache_salt": 7"#), invalid, Some("cache_salt"), "a string, got 7"),
+        (COMPLETIONS, prompt(r#""priority": 1.5"#), invalid, Some("priority"), "an integer, got 1.5"),
+        (COMPLETIONS, prompt(r#""priority": "high""#), invalid, Some("priority"), "got a string"),
+        (COMPLETIONS, prompt(r#""priority": 2147483648"#), invalid, Some("priority"), "got 2147483648"),
         (CHAT, "{}".to_owned(), invalid, Some("messages"), "required"),
+        (CHAT, chat(r#""cache_salt": """#), invalid, Some("cache_salt"), "must not be empty"),
+        (CHAT, chat(r#""priority": -2147483649"#), invalid, Some("priority"), "got -2147483649"),
         (CHAT, r#"{"messages": []}"#.to_owned(), invalid, Some("messages"), "must not be empty"),
         (CHAT, r#"{"messages": "a"}"#.to_owned(), invalid, Some("messages"), "an array, got a string"),
         (
@@ -293,6 +302,12 @@ async fn what_goes_with_every_call_is_bounded() {
             format!("[{},\"y\"]", list(&format!("{:?}", "x".repeat(512)), 8)),
             "at most 4096 bytes, got 4097",
         ),
+        (
+            "cache_salt",
+            format!("{:?}", "ü".repeat(128)),
+            format!("{:?}", "ü".repeat(129)),
+            "at most 256 bytes, got 258",
+        ),
     ] {
         for (route, prompt) in
             [(COMPLETIONS, r#""prompt": "a""#), (CHAT, r#""messages": [{"role": "user", "content": "a"}]"#)]
@@ -302,7 +317,7 @@ async fn what_goes_with_every_call_is_bounded() {
             assert_eq!(rig.post(route, &body(&largest)).await.status, StatusCode::OK, "{field}");
         }
     }
-    assert_eq!(rig.fake.asked().len(), 6, "a refused request reached the text service");
+    assert_eq!(rig.fake.asked().len(), 8, "a refused request reached the text service");
 }
 
 #[tokio::test]
@@ -364,7 +379,7 @@ async fn a_large_body_is_refused_and_the_next_request_is_served() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_not_waited_for() {
-    let config = Config { body_read_timeout: std::time::Duration::from_millis(20), ..Config::default() };
+    let config = Config { body_read_timeout: Duration::from_millis(20), ..Config::default() };
     let rig = Rig::new(config, Fake::new(crate::fake::hello));
     let never = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
     let request = Request::post(COMPLETIONS).header("content-type", "application/json").body(never).unwrap();
@@ -397,7 +412,25 @@ async fn refusals_of_the_text_service_keep_their_code_and_field() {
                 let retry_after =
                     reply.headers.get("retry-after").map(|value| value.to_str().unwrap().to_owned());
                 assert_eq!(retry_after, code.retry_after_s().map(|seconds| seconds.to_string()));
+                assert!(!reply.headers.contains_key("retry-after-ms"));
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_knows_when_to_come_back_says_so_in_both_headers() {
+    let full =
+        Error::new(Code::QueueFull, "prompts of 30 s wait").with_retry_after(Duration::from_millis(2100));
+    let rig = Rig::new(Config::default(), Fake::refusing(full));
+    let chat = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
+    let completion = r#"{"prompt": "a"}"#;
+    for (route, body) in [(COMPLETIONS, completion), (CHAT, chat), ("/tokenize", completion)] {
+        for body in [body.to_owned(), body.replacen('{', r#"{"stream": true, "#, 1)] {
+            let reply = rig.post(route, &body).await;
+            check(&reply, 429, "queue_full", None, "30 s");
+            assert_eq!(reply.headers["retry-after"], "3");
+            assert_eq!(reply.headers["retry-after-ms"], "2100");
         }
     }
 }

@@ -104,6 +104,8 @@ async fn usage_on_every_chunk_only_grows() {
         .collect();
     // Two roles, two pieces of text for each choice, two ends; then the text service's own count.
     assert_eq!(totals, [3, 3, 4, 5, 6, 6, 7, 7, 5]);
+    let last: Value = serde_json::from_str(chunks.last().unwrap()).unwrap();
+    assert_eq!(last["usage"]["prompt_tokens_details"]["cached_tokens"], 1);
 }
 
 #[tokio::test]

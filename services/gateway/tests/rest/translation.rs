@@ -30,7 +30,7 @@ async fn every_field_of_a_completion() {
         "presence_penalty": -0.5, "frequency_penalty": 2, "logit_bias": {"5": 300, "6": -1.5},
         "stop": ["a", "b"], "include_stop_str_in_output": true, "stop_token_ids": [3], "ignore_eos": true,
         "logprobs": 0, "skip_special_tokens": false, "add_special_tokens": false, "truncate_prompt_tokens": 100,
-        "user": "u", "suffix": null, "response_format": {"type":"text"}, "never_heard_of": {"a": [1]}
+        "cache_salt": "tenant-7", "priority": -3, "user": "u", "suffix": null, "response_format": {"type":"text"}, "never_heard_of": {"a": [1]}
     }"#;
     let expected = GenerateRequest {
         request_id: None,
@@ -66,6 +66,8 @@ async fn every_field_of_a_completion() {
         echo: Some(false),
         timeout_us: Some(1_800_000_000),
         truncate_prompt_tokens: Some(100),
+        cache_salt: Some("tenant-7".to_owned()),
+        priority: Some(-3),
     };
     assert_eq!(asked("/v1/completions", body).await, expected);
 }
@@ -77,8 +79,10 @@ async fn what_is_absent_or_null_stays_with_the_text_service() {
     // Of OpenAI's own defaults only this one differs from the text API's.
     assert_eq!(bare.stopping, Some(StoppingParams { max_tokens: Some(16), ..StoppingParams::default() }));
     assert_eq!((bare.model.clone(), bare.logprobs, bare.skip_special_tokens), (None, None, None));
+    assert_eq!((bare.cache_salt.clone(), bare.priority), (None, None));
     let nulls = r#"{"prompt": "a", "model": null, "max_tokens": null, "temperature": null, "stop": null, "seed": null,
-        "logit_bias": null, "logprobs": null, "stream": null, "stream_options": null, "n": null, "echo": null}"#;
+        "logit_bias": null, "logprobs": null, "stream": null, "stream_options": null, "n": null, "echo": null,
+        "cache_salt": null, "priority": null}"#;
     assert_eq!(asked("/v1/completions", nulls).await, bare);
     for off in [-1, 0] {
         let request = asked("/v1/completions", &format!(r#"{{"prompt": "a", "top_k": {off}}}"#)).await;
@@ -94,7 +98,8 @@ async fn a_conversation() {
         "max_tokens": 5, "max_completion_tokens": 6, "logprobs": true, "top_logprobs": 3,
         "chat_template": "{{ messages }}", "chat_template_kwargs": {"enable_thinking": false},
         "reasoning_effort": "low", "add_generation_prompt": true, "continue_final_message": false,
-        "metadata": {"a": "b"}, "store": true, "service_tier": "auto", "parallel_tool_calls": true
+        "metadata": {"a": "b"}, "store": true, "service_tier": "auto", "parallel_tool_calls": true,
+        "cache_salt": "ü", "priority": 2147483647
     }"#;
     let request = asked("/v1/chat/completions", body).await;
     let Some(Prompt { prompt: Some(PromptKind::Chat(chat)), add_special_tokens: None }) = request.prompt
@@ -117,6 +122,7 @@ async fn a_conversation() {
     );
     assert_eq!(request.stopping.unwrap().max_tokens, Some(6));
     assert_eq!(request.logprobs, Some(LogprobParams { num_output: Some(3), num_prompt: None }));
+    assert_eq!((request.cache_salt.as_deref(), request.priority), (Some("ü"), Some(i32::MAX)));
     let bare = asked("/v1/chat/completions", r#"{"messages": [{"role": "user", "content": "a"}]}"#).await;
     assert_eq!(bare.stopping.unwrap().max_tokens, None, "all the context that is left");
 }

@@ -64,6 +64,7 @@ async fn a_chat_completion() {
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(answer["choices"], json!([choice(0), choice(1)]));
     assert_eq!(answer["usage"]["total_tokens"], 5);
+    assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 1);
 }
 
 #[tokio::test]
@@ -95,6 +96,7 @@ async fn choices_of_several_prompts_stand_prompt_by_prompt() {
     assert_eq!(answer["usage"]["prompt_tokens"], 9);
     assert_eq!(answer["usage"]["completion_tokens"], 6);
     assert_eq!(answer["usage"]["prompt_base_tokens"], 12);
+    assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 3);
     let mut ids: Vec<String> =
         rig.fake.asked().into_iter().filter_map(|request| request.request_id).collect();
     ids.sort();

@@ -34,6 +34,8 @@ pub(crate) struct Parameters {
     pub(crate) sampling: Option<SamplingParams>,
     pub(crate) stopping: Option<StoppingParams>,
     pub(crate) logprobs: Option<LogprobParams>,
+    pub(crate) cache_salt: Option<String>,
+    pub(crate) priority: Option<i32>,
 }
 
 /// One request for an engine.
@@ -190,6 +192,8 @@ fn messages(request: &EngineRequest) -> impl Stream<Item = GenerateRequest> + Se
         logprobs: parameters.logprobs,
         num_sequences: u32::try_from(request.num_sequences).ok(),
         timeout_us,
+        cache_salt: parameters.cache_salt,
+        priority: parameters.priority,
     });
     let chunks = request
         .prompt

@@ -45,6 +45,8 @@ pub(super) fn generate(request: wire::GenerateRequest, core: &Core) -> Result<Ge
             sampling: request.sampling,
             stopping: request.stopping,
             logprobs: request.logprobs,
+            cache_salt: request.cache_salt,
+            priority: request.priority,
         },
     })
 }

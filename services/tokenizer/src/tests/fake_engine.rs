@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fused_proto::common::v1::{FinishReason, ModelInfo, TokenLogprob, TokenLogprobs};
 use fused_proto::engine::v1::engine_server::{Engine, EngineServer};
@@ -32,6 +33,8 @@ pub(super) enum Step {
     Eos(u32, u32),
     Length(u32, u32),
     Fail(Code),
+    /// With a wait of its own.
+    FailFor(Code, Duration),
     /// Nothing more, ever.
     Hang,
 }
@@ -199,6 +202,9 @@ fn answer(step: Step) -> Result<GenerateResponse, Status> {
             finish(sequence, FinishReason::Length, completion_tokens, None)
         }
         Step::Fail(code) => return Err(Error::new(code, "the test wants it").into()),
+        Step::FailFor(code, wait) => {
+            return Err(Error::new(code, "the test wants it").with_retry_after(wait).into());
+        }
         Step::Hang => return Ok(GenerateResponse::default()),
     };
     Ok(GenerateResponse { message: Some(message) })

@@ -198,6 +198,25 @@ async fn text_goes_in_and_out_and_is_counted() {
 }
 
 #[tokio::test]
+async fn salt_and_priority_go_on_unread() {
+    let mut engine = engine(answering(&[]));
+    let service = Service::start(&[&engine]).await;
+    for (cache_salt, priority) in
+        [(None, None), (Some("tenant-7"), Some(-3)), (Some(""), Some(0)), (Some(&*"x".repeat(300)), None)]
+    {
+        let cache_salt = cache_salt.map(str::to_owned);
+        let request = GenerateRequest { cache_salt: cache_salt.clone(), priority, ..text("x") };
+        service.run(request).await.unwrap();
+        let opening = loop {
+            if let Some(Seen::Request { opening, .. }) = engine.seen.recv().await {
+                break opening;
+            }
+        };
+        assert_eq!((opening.cache_salt, opening.priority), (cache_salt, priority));
+    }
+}
+
+#[tokio::test]
 async fn a_long_prompt_is_sent_in_chunks() {
     let mut engine = engine(answering(&[]));
     let service = Service::start(&[&engine]).await;
@@ -462,6 +481,17 @@ async fn an_engines_refusal_reaches_the_caller() {
     let service = Service::start(&[&engine]).await;
     let error = service.run(text("x")).await.err().unwrap();
     assert_eq!((error.code(), error.message()), (Code::QueueFull, "the test wants it"));
+    assert_eq!(error.retry_after_ms(), None);
+}
+
+#[tokio::test]
+async fn when_to_come_back_reaches_the_caller_before_and_after_the_first_answer() {
+    let fail = || Step::FailFor(Code::QueueFull, Duration::from_millis(2100));
+    for steps in [vec![fail()], vec![Step::Prompt(Vec::new()), fail()]] {
+        let engine = engine(steps);
+        let error = Service::start(&[&engine]).await.run(text("x")).await.err().unwrap();
+        assert_eq!((error.code(), error.retry_after_ms()), (Code::QueueFull, Some(2100)));
+    }
 }
 
 #[tokio::test]
