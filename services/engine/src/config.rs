@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use fused_virtual_memory::LinuxMemory;
 
-use crate::Error;
 use crate::events;
 use crate::kv::{KvLayout, KvSize};
+use crate::{ChunkSchedule, Error, Order, PolicyName};
 
 /// The smallest page that is worth its system calls.
 const MIN_DEFAULT_PAGE_BYTES: usize = 64 << 10;
@@ -22,8 +22,22 @@ pub struct Config {
     pub max_model_len: Option<usize>,
     /// Sequences that run at once, each in its own slot of KV memory.
     pub max_num_sequences: usize,
-    /// Tokens of one step, decodes and prefill chunks together; at least `max_num_sequences`.
+    /// Who gets how much of a step.
+    pub policy: PolicyName,
+    /// Which of two waiting requests is earlier.
+    pub order: Order,
+    /// Tokens of one step, decodes and prefill chunks together; at least `max_num_sequences`. Where
+    /// `target_inter_token_latency` is given, that decides.
     pub token_budget: usize,
+    /// How long a step may take, so that a running sequence has its next token in time: the token budget is set to what
+    /// this machine computes in that time, measured at start. `None`: `token_budget` as it is.
+    pub target_inter_token_latency: Option<Duration>,
+    /// Chunks that shrink as a prompt progresses; `None`: what the token budget leaves.
+    pub chunk_schedule: Option<ChunkSchedule>,
+    /// Whether requests whose prompts begin alike share the memory of that beginning, and compute it once.
+    pub prefix_cache: bool,
+    /// A request is refused while the prompt tokens that wait before it would take longer than this; `None`: never.
+    pub target_time_to_first_token: Option<Duration>,
     /// Physical memory for keys and values; none: all slots full, or half of the available memory if that is less.
     pub kv_cache_bytes: Option<u64>,
     /// Bytes of one physical page; none: chosen by the size of KV memory.
@@ -44,7 +58,13 @@ impl Default for Config {
             model_name: "model".to_owned(),
             max_model_len: None,
             max_num_sequences: 64,
+            policy: PolicyName::default(),
+            order: Order::default(),
             token_budget: 512,
+            target_inter_token_latency: None,
+            chunk_schedule: None,
+            prefix_cache: true,
+            target_time_to_first_token: Some(Duration::from_secs(30)),
             kv_cache_bytes: None,
             page_bytes: None,
             max_waiting_requests: 1024,
@@ -94,7 +114,10 @@ impl Config {
             );
             return Err(Error::setting("token_budget", problem));
         }
-        Ok(())
+        if self.order == (Order::Priority { ageing: Duration::ZERO }) {
+            return Err(Error::setting("priority_ageing_s", "must be over 0"));
+        }
+        self.chunk_schedule.map_or(Ok(()), check_chunk_schedule)
     }
 
     /// Sizes KV memory so that one sequence of the greatest length always fits.
@@ -182,6 +205,24 @@ impl Config {
     }
 }
 
+fn check_chunk_schedule(schedule: ChunkSchedule) -> Result<(), Error> {
+    let ChunkSchedule { high, low, max_tokens, stages } = schedule;
+    for (setting, value) in [
+        ("chunk_size_low", low),
+        ("chunk_schedule_max_tokens", max_tokens),
+        ("chunk_schedule_stages", stages),
+    ] {
+        if value == 0 {
+            return Err(Error::setting(setting, "must be at least 1"));
+        }
+    }
+    if low > high {
+        let problem = format!("is {low}, and must be at most chunk_size_high, which is {high}");
+        return Err(Error::setting("chunk_size_low", problem));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,11 +263,20 @@ mod tests {
     #[test]
     fn settings_that_cannot_hold_are_named() {
         let config = Config::default;
+        let schedule = ChunkSchedule { high: 2048, low: 128, max_tokens: 4096, stages: 16 };
+        let scheduled = |schedule| Config { chunk_schedule: Some(schedule), ..Config::default() };
+        assert!(scheduled(schedule).check().is_ok());
+        let hasty = Order::Priority { ageing: Duration::ZERO };
         for (name, config) in [
             ("max_num_sequences", Config { max_num_sequences: 0, ..config() }),
             ("stream_buffer", Config { stream_buffer: 0, ..config() }),
             ("max_waiting_requests", Config { max_waiting_requests: 0, ..config() }),
             ("token_budget", Config { token_budget: 63, ..config() }),
+            ("priority_ageing_s", Config { order: hasty, ..config() }),
+            ("chunk_size_low", scheduled(ChunkSchedule { low: 0, ..schedule })),
+            ("chunk_size_low", scheduled(ChunkSchedule { low: 2049, ..schedule })),
+            ("chunk_schedule_max_tokens", scheduled(ChunkSchedule { max_tokens: 0, ..schedule })),
+            ("chunk_schedule_stages", scheduled(ChunkSchedule { stages: 0, ..schedule })),
         ] {
             assert!(config.check().unwrap_err().to_string().starts_with(name));
         }

@@ -5,6 +5,7 @@
 //! `model` (one file a family) → `sampler` → back out through the request's stream. `scorer` uses the lower half alone:
 //! it measures text that is there already.
 
+mod chunk_schedule;
 mod config;
 mod core;
 mod cpu;
@@ -14,6 +15,7 @@ mod events;
 pub mod kv;
 mod memory;
 pub mod model;
+mod policy_name;
 mod request;
 pub mod runner;
 pub mod sampler;
@@ -21,8 +23,10 @@ mod scheduler;
 mod scorer;
 mod service;
 
+pub use chunk_schedule::ChunkSchedule;
 pub use config::Config;
 pub use engine::{Engine, ModelInfo};
 pub use error::Error;
+pub use policy_name::{Order, PolicyName};
 pub use scorer::{Scorer, Window};
 pub use service::EngineService;

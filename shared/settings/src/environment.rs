@@ -9,12 +9,14 @@ pub(crate) const PREFIX: &str = "FUSED_";
 pub(crate) const SOURCE: &str = "the environment";
 
 /// Settings whose value is text, however much it looks like a number: a key `007` is not `7`.
-const TEXTS: [&str; 14] = [
+const TEXTS: [&str; 16] = [
     "model",
     "served_model_name",
     "patch_vocabulary",
     "device",
     "attention_backend",
+    "scheduling_policy",
+    "scheduling_order",
     "engine",
     "tokenizer",
     "api_key",
@@ -92,12 +94,18 @@ mod tests {
             ("FUSED_PORT", "9000"),
             ("FUSED_TRACE_SAMPLE_RATIO", "0.5"),
             ("FUSED_ENGINE", "http://a:1, http://b:2"),
+            ("FUSED_SCHEDULING_POLICY", "simple-chunking"),
+            ("FUSED_TOKEN_BUDGET", "99"),
+            ("FUSED_TARGET_TIME_TO_FIRST_TOKEN_S", "5"),
+            ("FUSED_PREFIX_CACHE", "false"),
         ])
         .unwrap();
         assert_eq!(settings.served_model_name.as_deref(), Some("007"));
         assert_eq!(settings.api_key, ["0123", "true"]);
         assert_eq!((settings.port, settings.trace_sample_ratio), (9000, 0.5));
         assert_eq!(settings.engine, ["http://a:1", "http://b:2"]);
+        assert_eq!((&*settings.scheduling_policy, settings.token_budget), ("simple-chunking", Some(99)));
+        assert_eq!((settings.target_time_to_first_token_s, settings.prefix_cache), (5.0, false));
     }
 
     #[test]

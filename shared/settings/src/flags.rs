@@ -41,10 +41,50 @@ pub struct Flags {
     #[arg(long, value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_num_sequences: Option<usize>,
+    /// sarathi, or to compare with: vllm, orca, fastertransformer, simple-chunking [default: sarathi]
+    #[arg(long, alias = "replica_scheduler_provider", value_name = "NAME", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduling_policy: Option<String>,
+    /// fcfs, or priority: lower numbers are earlier [default: fcfs]
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduling_order: Option<String>,
+    /// Waiting this long is worth one step of priority [default: 10]
+    #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority_ageing_s: Option<f64>,
     /// Tokens of one step, decodes and prefill chunks together [default: 512]
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(long, alias = "sarathi_chunk_size", value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     token_budget: Option<usize>,
+    /// Time for one step; the token budget is measured to meet it [default: none]
+    #[arg(long, value_name = "MS", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_inter_token_latency_ms: Option<f64>,
+    /// Size of a prompt's first chunks, where later ones shall be smaller [default: none]
+    #[arg(long, alias = "sarathi_high_chunk_size", value_name = "N", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk_size_high: Option<usize>,
+    /// Size of a prompt's last chunks [default: 128 with --chunk-size-high]
+    #[arg(long, alias = "sarathi_low_chunk_size", value_name = "N", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk_size_low: Option<usize>,
+    /// Prompt tokens over which chunks get smaller [default: 4096 with --chunk-size-high]
+    #[arg(long, alias = "sarathi_chunk_schedule_max_tokens", value_name = "N", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk_schedule_max_tokens: Option<usize>,
+    /// Steps in which chunks get smaller [default: 16 with --chunk-size-high]
+    #[arg(long, alias = "sarathi_chunk_schedule_stages", value_name = "N", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk_schedule_stages: Option<usize>,
+    /// Share the memory of prompts' common beginnings [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefix_cache: Option<bool>,
+    /// Refuse a request that would wait longer for its first token; 0: never [default: 30]
+    #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_time_to_first_token_s: Option<f64>,
     /// Physical memory for keys and values, bytes [default: enough for all slots, at most half of memory]
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,9 +7,11 @@
 mod environment;
 mod flags;
 mod load;
+mod scheduling;
 mod settings;
 mod spelling;
 
 pub use flags::Flags;
 pub use load::{SettingsError, load};
+pub use scheduling::{ORDERS, POLICIES};
 pub use settings::Settings;

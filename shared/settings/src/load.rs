@@ -4,6 +4,7 @@ use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 
 use crate::environment::{Environment, PREFIX, SOURCE};
+use crate::scheduling;
 use crate::{Flags, Settings};
 
 /// Messages that any client must be allowed to lag behind.
@@ -43,11 +44,12 @@ pub fn load(flags: &Flags) -> Result<Settings, SettingsError> {
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    let settings: Settings = figment
+    let mut settings: Settings = figment
         .merge(Environment::of_process())
         .merge(Serialized::globals(flags))
         .extract()
         .map_err(|error| SettingsError::Invalid(Box::new(error)))?;
+    scheduling::complete(&mut settings);
     check(&settings)?;
     Ok(settings)
 }
@@ -55,7 +57,6 @@ pub fn load(flags: &Flags) -> Result<Settings, SettingsError> {
 fn check(settings: &Settings) -> Result<(), SettingsError> {
     let at_least_one = [
         ("max_num_sequences", settings.max_num_sequences),
-        ("token_budget", settings.token_budget),
         ("max_waiting_requests", settings.max_waiting_requests),
         ("tokenizer_threads", settings.tokenizer_threads),
         ("max_waiting_texts", settings.max_waiting_texts),
@@ -68,6 +69,7 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
             return Err(SettingsError::OutOfRange { key, problem: "must be at least 1".to_owned() });
         }
     }
+    scheduling::check(settings)?;
     // With less, a client that is merely not quicker than the engine would lose its request.
     if settings.stream_buffer < MIN_STREAM_BUFFER {
         let problem = format!("must be at least {MIN_STREAM_BUFFER}, not {}", settings.stream_buffer);
@@ -155,7 +157,7 @@ mod tests {
         let file = file("port = 9000\ntoken_budget = 64\nengine = [\"http://a:1\", \"http://b:1\"]\n");
         let path = file.path().to_str().unwrap();
         let settings = load(&flags(&["--config", path, "--port", "9001"])).unwrap();
-        assert_eq!((settings.port, settings.token_budget, settings.max_num_sequences), (9001, 64, 64));
+        assert_eq!((settings.port, settings.token_budget, settings.max_num_sequences), (9001, Some(64), 64));
         assert_eq!(settings.engine, ["http://a:1", "http://b:1"]);
     }
 
@@ -170,11 +172,27 @@ mod tests {
             "fa_vattn",
             "--model_block_size",
             "2097152",
+            "--replica_scheduler_provider",
+            "simple_chunking",
+            "--sarathi_chunk_size",
+            "2048",
+            "--sarathi_high_chunk_size",
+            "1024",
+            "--sarathi_low_chunk_size",
+            "64",
+            "--sarathi_chunk_schedule_max_tokens",
+            "8192",
+            "--sarathi_chunk_schedule_stages",
+            "4",
         ]))
         .unwrap();
         assert_eq!(settings.model.as_deref(), Some("/models/m"));
         assert_eq!(settings.patch_vocabulary.as_deref(), Some("p.json"));
         assert_eq!(settings.page_bytes, Some(2_097_152));
+        assert_eq!((&*settings.scheduling_policy, settings.token_budget), ("simple_chunking", Some(2048)));
+        assert_eq!((settings.chunk_size_high, settings.chunk_size_low), (Some(1024), Some(64)));
+        assert_eq!(settings.chunk_schedule_max_tokens, Some(8192));
+        assert_eq!(settings.chunk_schedule_stages, Some(4));
         let error = load(&flags(&["--model_attention_backend", "fa_paged"])).unwrap_err().to_string();
         assert!(error.contains("attention_backend") && error.contains("fa_paged"), "{error}");
     }
@@ -201,13 +219,15 @@ mod tests {
         assert!(missing.contains("no/such.toml"), "{missing}");
         let empty = load(&flags(&["--api-key", ""])).unwrap_err().to_string();
         assert!(empty.contains("api_key"), "{empty}");
-        let zero = load(&flags(&["--token-budget", "0"])).unwrap_err().to_string();
-        assert!(zero.contains("token_budget"), "{zero}");
+        let zero = load(&flags(&["--max-num-sequences", "0"])).unwrap_err().to_string();
+        assert!(zero.contains("max_num_sequences"), "{zero}");
     }
 
     #[test]
     fn shown_settings_can_be_read_back_and_hide_keys() {
-        let settings = load(&flags(&["--api-key", "secret", "--max-model-len", "77"])).unwrap();
+        let settings =
+            load(&flags(&["--api-key", "secret", "--max-model-len", "77", "--chunk-size-high", "256"]))
+                .unwrap();
         let shown = settings.to_toml().unwrap();
         assert!(!shown.contains("secret"));
         assert!(shown.contains("# kv_cache_bytes is not set"), "{shown}");

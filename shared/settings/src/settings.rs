@@ -28,8 +28,34 @@ pub struct Settings {
     pub max_model_len: Option<usize>,
     /// Sequences that run at once, each in its own slot of KV memory.
     pub max_num_sequences: usize,
-    /// Tokens of one step, decodes and prefill chunks together (Sarathi-Serve's token budget).
-    pub token_budget: usize,
+    /// Who gets how much of a step: `sarathi`, or what it is compared with: `vllm`, `orca`, `fastertransformer`,
+    /// `simple-chunking`.
+    #[serde(deserialize_with = "text")]
+    pub scheduling_policy: String,
+    /// Which of two waiting requests is earlier: `fcfs`, or `priority`, the one of lower `priority` number.
+    #[serde(deserialize_with = "text")]
+    pub scheduling_order: String,
+    /// Under `priority`: waiting so many seconds is worth one step of priority.
+    pub priority_ageing_s: f64,
+    /// Tokens of one step, decodes and prefill chunks together (Sarathi-Serve's token budget); none: what meets
+    /// `target_inter_token_latency_ms`, else `chunk_size_high`, at least 512.
+    pub token_budget: Option<usize>,
+    /// How long a running sequence may wait for its next token: the token budget is what this machine computes in that
+    /// time, measured at start. In place of `token_budget`.
+    pub target_inter_token_latency_ms: Option<f64>,
+    /// Tokens of a prompt's first chunks, where later ones are to be smaller (sarathi-lean's dynamic chunk schedule);
+    /// none: chunks are what the token budget leaves. Alone it is enough: the three below have defaults.
+    pub chunk_size_high: Option<usize>,
+    /// Tokens of its last chunks; 128, or `chunk_size_high` where that is less.
+    pub chunk_size_low: Option<usize>,
+    /// Prompt tokens over which the size goes down; 4096.
+    pub chunk_schedule_max_tokens: Option<usize>,
+    /// Steps in which it goes down; 16.
+    pub chunk_schedule_stages: Option<usize>,
+    /// Whether requests whose prompts begin alike share the memory of that beginning, and compute it once.
+    pub prefix_cache: bool,
+    /// A request is refused with 429 while the prompt tokens that wait before it would take longer than this; 0: never.
+    pub target_time_to_first_token_s: f64,
     /// Physical memory for keys and values; none: all slots full, or half of the machine's memory if that is less.
     pub kv_cache_bytes: Option<u64>,
     /// Bytes of one physical page; none: chosen by the model's size.
@@ -100,7 +126,17 @@ impl Default for Settings {
             attention_backend: "fa_vattn".to_owned(),
             max_model_len: None,
             max_num_sequences: 64,
-            token_budget: 512,
+            scheduling_policy: "sarathi".to_owned(),
+            scheduling_order: "fcfs".to_owned(),
+            priority_ageing_s: 10.0,
+            token_budget: None,
+            target_inter_token_latency_ms: None,
+            chunk_size_high: None,
+            chunk_size_low: None,
+            chunk_schedule_max_tokens: None,
+            chunk_schedule_stages: None,
+            prefix_cache: true,
+            target_time_to_first_token_s: 30.0,
             kv_cache_bytes: None,
             page_bytes: None,
             max_waiting_requests: 1024,
@@ -150,6 +186,12 @@ impl Settings {
             ("served_model_name", self.served_model_name.is_none()),
             ("patch_vocabulary", self.patch_vocabulary.is_none()),
             ("max_model_len", self.max_model_len.is_none()),
+            ("token_budget", self.token_budget.is_none()),
+            ("target_inter_token_latency_ms", self.target_inter_token_latency_ms.is_none()),
+            ("chunk_size_high", self.chunk_size_high.is_none()),
+            ("chunk_size_low", self.chunk_size_low.is_none()),
+            ("chunk_schedule_max_tokens", self.chunk_schedule_max_tokens.is_none()),
+            ("chunk_schedule_stages", self.chunk_schedule_stages.is_none()),
             ("kv_cache_bytes", self.kv_cache_bytes.is_none()),
             ("page_bytes", self.page_bytes.is_none()),
             ("tokenizer", self.tokenizer.is_none()),

@@ -1,6 +1,7 @@
 //! What each serving subcommand puts together.
 
 mod banner;
+mod engine_config;
 mod engines;
 mod grpc;
 mod parts;

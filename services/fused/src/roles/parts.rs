@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::banner::Banner;
+use super::engine_config::engine_config;
 use super::grpc::{Served, bind, serve_grpc, tcp};
 use crate::process::{Failure, Process};
 use crate::{http_server, model};
@@ -49,17 +50,7 @@ pub(crate) async fn start_engine(process: &Arc<Process>, loaded: Loaded) -> anyh
     // Reading and converting weights is work for seconds.
     let started = tokio::task::spawn_blocking(move || {
         let settings = &process.settings;
-        let config = fused_engine::Config {
-            model_name: model::served_name(settings, &loaded.files),
-            max_model_len: settings.max_model_len,
-            max_num_sequences: settings.max_num_sequences,
-            token_budget: settings.token_budget,
-            kv_cache_bytes: settings.kv_cache_bytes,
-            page_bytes: settings.page_bytes,
-            max_waiting_requests: settings.max_waiting_requests,
-            stream_buffer: settings.stream_buffer,
-            ..fused_engine::Config::default()
-        };
+        let config = engine_config(settings, model::served_name(settings, &loaded.files))?;
         let embeddings = model::patch_embeddings(settings.patch_vocabulary.as_deref())?;
         let (files, patch) = (&loaded.files, loaded.patch);
         Ok(Engine::start_cpu(config, files, patch, embeddings.as_ref(), &process.lifecycle)?)
