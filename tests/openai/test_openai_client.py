@@ -148,6 +148,13 @@ class Completions(Case):
         others = {self.complete(seed=seed, **sample).choices[0].text for seed in range(8)}
         self.assertGreater(len(others), 1)
 
+    def test_salt_and_priority_change_no_answer(self):
+        plain = self.complete().choices[0].text
+        for extra in ({"cache_salt": "tenant-7"}, {"priority": -3}, {"cache_salt": "ü", "priority": 2**31 - 1}):
+            self.assertEqual(self.complete(extra_body=extra).choices[0].text, plain)
+            *_, last = self.complete(extra_body=extra, stream=True, stream_options={"include_usage": True})
+            self.assertGreaterEqual(last.usage.prompt_tokens_details.cached_tokens, 0)
+
     def test_logprobs(self):
         choice = self.complete(logprobs=2, max_tokens=8).choices[0]
         logprobs = choice.logprobs
@@ -280,6 +287,8 @@ class Errors(Case):
             "stop": {"stop": [""]},
             "logprobs": {"logprobs": 99},
             "prompt": {"prompt": ""},
+            "cache_salt": {"extra_body": {"cache_salt": ""}},
+            "priority": {"extra_body": {"priority": "high"}},
         }.items():
             error = self.refused(openai.BadRequestError, self.complete, **options)
             self.assertEqual((error.param, error.code), (param, "invalid_argument"), options)

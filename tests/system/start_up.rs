@@ -91,6 +91,9 @@ fn settings_flags_and_devices() {
     assert_names(&refused(&["--model_attention_backend", "fa_paged"]), &["attention_backend", "fa_vattn"]);
     assert_names(&refused(&["--max-model-len", "100000"]), &["max_model_len", "1024"]);
     assert_names(&refused(&["--page-bytes", "1000"]), &["page_bytes"]);
+    assert_names(&refused(&["--scheduling-policy", "lifo"]), &["scheduling_policy", "lifo", "sarathi"]);
+    let both = refused(&["--token-budget", "512", "--target-inter-token-latency-ms", "50"]);
+    assert_names(&both, &["token_budget", "target_inter_token_latency_ms", "choose one"]);
     assert_names(&refused(&["--no-such-flag"]), &["--no-such-flag"]);
     let finished = run_to_end(binary(), &["serve"], &[("FUSED_MODLE", "x")]).unwrap();
     assert!(!finished.status.success());
@@ -108,10 +111,11 @@ fn a_port_in_use_names_the_flag() {
 
 #[test]
 fn effective_settings_are_printed() {
-    let arguments = ["serve", "--port", "7", "--print-settings"];
+    let arguments = ["serve", "--port", "7", "--print-settings", "--sarathi_high_chunk_size", "99"];
     let finished = run_to_end(binary(), &arguments, &[("FUSED_TOKEN_BUDGET", "99")]).unwrap();
     assert!(finished.status.success(), "{}", finished.stderr);
     assert_names(&finished.stdout, &["port = 7", "token_budget = 99", "max_num_sequences = 64"]);
+    assert_names(&finished.stdout, &["chunk_size_high = 99", "chunk_size_low = 99", "prefix_cache = true"]);
 }
 
 #[tokio::test]

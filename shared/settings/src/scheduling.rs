@@ -48,7 +48,8 @@ pub(crate) fn check(settings: &Settings) -> Result<(), SettingsError> {
     if let Some(latency_ms) = settings.target_inter_token_latency_ms {
         within("target_inter_token_latency_ms", latency_ms, INTER_TOKEN_LATENCY_MS)?;
         if settings.token_budget.is_some() {
-            let problem = "and token_budget are both set: choose one, because the budget is measured to meet the target";
+            let problem =
+                "cannot stand beside token_budget, which is measured to meet it: choose one of them";
             return Err(out_of_range("target_inter_token_latency_ms", problem));
         }
     }
