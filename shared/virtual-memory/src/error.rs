@@ -96,4 +96,24 @@ pub enum IllegalUse {
     /// The range or the handle still takes part in a mapping.
     #[error("it is still mapped")]
     StillMapped,
+    /// A step holds the mapping there, or something of the range, and needs the access it has.
+    #[error("the mapping at {offset} is pinned by a step")]
+    Pinned {
+        /// Where the mapping starts.
+        offset: usize,
+    },
+    /// A range of this backend is pinned at most once at a time.
+    #[error("the range {0:?} is pinned already")]
+    AlreadyPinned(RangeId),
+    /// Fewer spans were pinned.
+    #[error("span {0} is not among the pinned ones")]
+    NoSuchSpan(usize),
+    /// The bytes are not pinned, or not for writing.
+    #[error("the bytes {start}..{end} are not pinned for this use")]
+    OutsideSpan {
+        /// The first byte.
+        start: usize,
+        /// Behind the last one.
+        end: usize,
+    },
 }

@@ -5,16 +5,21 @@
 //! calls, so that what allocates KV memory is the same code on a GPU ([`VirtualMemory`]), on the host ([`LinuxMemory`])
 //! and in simulation ([`SimulatedMemory`]).
 //!
+//! A step [pins](Pinned) the mapped pages it works on. Until it lets go of them they stay as they are, while another thread
+//! maps what the next step needs.
+//!
 //! This room knows nothing of tokens, requests or models. Every backend asks one ledger whether a call
 //! is legal before it makes it, so that a wrong call is an error and never undefined behaviour.
 
 mod error;
 mod ledger;
 mod linux;
+mod pinned;
 mod simulated;
 mod virtual_memory;
 
 pub use error::{Error, IllegalUse, Result};
 pub use linux::LinuxMemory;
-pub use simulated::{Calls, SimulatedMemory};
-pub use virtual_memory::{Access, HandleId, HostMemory, RangeId, VirtualMemory};
+pub use pinned::{Pinned, Span};
+pub use simulated::{Calls, CostBySize, DriverCosts, SimulatedMemory};
+pub use virtual_memory::{Access, HandleId, HostMemory, PinToken, RangeId, VirtualMemory};
