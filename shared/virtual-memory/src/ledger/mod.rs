@@ -7,12 +7,14 @@
 //! and of a handle.
 
 mod pins;
+mod reach;
 mod spans;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) use pins::Sharing;
+use reach::Reach;
 
 use crate::error::IllegalUse;
 use crate::{Access, HandleId, RangeId, Result};
@@ -33,6 +35,7 @@ pub(crate) struct Range<R> {
     pub(crate) system: R,
     /// By offset; they do not overlap.
     mappings: BTreeMap<usize, Mapping>,
+    reach: Reach,
     pins: Vec<pins::Pin>,
 }
 
@@ -83,7 +86,8 @@ impl<R, H> Ledger<R, H> {
     /// Records a range whose length was checked.
     pub(crate) fn add_range(&mut self, len: usize, system: R) -> RangeId {
         let id = RangeId(self.take_id());
-        self.ranges.insert(id, Range { len, system, mappings: BTreeMap::new(), pins: Vec::new() });
+        let (mappings, pins) = (BTreeMap::new(), Vec::new());
+        self.ranges.insert(id, Range { len, system, mappings, reach: Reach::default(), pins });
         id
     }
 
@@ -136,11 +140,14 @@ impl<R, H> Ledger<R, H> {
             self.check_alias(range_id, *start, mapping.handle, access, offset..offset + len)?;
         }
         let range = self.ranges.get_mut(&range_id).ok_or(IllegalUse::UnknownRange(range_id))?;
-        for (start, mapping) in mappings {
+        range.reach.cut(offset);
+        let outcome = mappings.into_iter().try_for_each(|(start, mapping)| {
             call(&mut range.system, start, mapping.len)?;
             range.mappings.insert(start, Mapping { access, ..mapping });
-        }
-        Ok(())
+            Ok(())
+        });
+        range.reach.extend(&range.mappings);
+        outcome
     }
 
     /// `call` is given the range and one mapping's offset and length, for every mapping of the span.
@@ -156,6 +163,7 @@ impl<R, H> Ledger<R, H> {
             self.check_pins(range_id, *start, mapping.len, Access::None)?;
         }
         let range = self.ranges.get_mut(&range_id).ok_or(IllegalUse::UnknownRange(range_id))?;
+        range.reach.cut(offset);
         for (start, mapping) in mappings {
             // Withdrawn first: were the system's call to fail half-way, nobody may touch the span any more.
             range.mappings.insert(start, Mapping { access: Access::None, ..mapping });

@@ -33,9 +33,11 @@ impl<R, H> Ledger<R, H> {
         if self.sharing == Sharing::Exclusive && !range.pins.is_empty() {
             return Err(IllegalUse::AlreadyPinned(range_id).into());
         }
-        range.walk(0, len, Access::Read, |_, _, _| {})?;
-        if writable_from < len {
-            range.walk(writable_from, len - writable_from, Access::ReadWrite, |_, _, _| {})?;
+        if !range.reach.allows(len, writable_from) {
+            range.walk(0, len, Access::Read, |_, _, _| {})?;
+            if writable_from < len {
+                range.walk(writable_from, len - writable_from, Access::ReadWrite, |_, _, _| {})?;
+            }
         }
         let id = NEXT_PIN.fetch_add(1, Ordering::Relaxed);
         range.pins.push(Pin { id, len, writable_from });
