@@ -27,6 +27,28 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// There is no CUDA driver that could be used: install one, or choose another backend.
+    #[error("there is no usable CUDA driver: {reason}")]
+    NoDriver {
+        /// What is missing.
+        reason: String,
+    },
+    /// The machine has no such GPU.
+    #[error("there is no CUDA device {device}; the driver knows {num_devices}, counted from 0")]
+    NoDevice {
+        /// The number asked for.
+        device: i32,
+        /// How many there are.
+        num_devices: i32,
+    },
+    /// The CUDA driver refused a call.
+    #[error("the driver call {call} failed with {name}")]
+    Driver {
+        /// Which call.
+        call: &'static str,
+        /// The driver's name for what went wrong.
+        name: String,
+    },
     /// A caller broke the rules of [`VirtualMemory`](crate::VirtualMemory).
     #[error("illegal use of virtual memory")]
     Illegal(#[from] IllegalUse),

@@ -194,7 +194,7 @@ unsafe impl HostMemory for LinuxMemory {
 impl Drop for LinuxMemory {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for reservation in state.ledger.ranges() {
+        for (reservation, _) in state.ledger.ranges() {
             // A failure leaves addresses reserved: harmless, and nothing to be done about it here.
             let _ = reservation.free();
         }

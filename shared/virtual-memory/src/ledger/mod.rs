@@ -31,7 +31,7 @@ pub(crate) struct Ledger<R, H> {
 
 #[derive(Debug)]
 pub(crate) struct Range<R> {
-    len: usize,
+    pub(crate) len: usize,
     pub(crate) system: R,
     /// By offset; they do not overlap.
     mappings: BTreeMap<usize, Mapping>,
@@ -213,9 +213,23 @@ impl<R, H> Ledger<R, H> {
         self.ranges.get(&id).map(|range| &range.system)
     }
 
-    /// Every range, to give back at the end.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = &R> {
-        self.ranges.values().map(|range| &range.system)
+    /// Every range with its length, to give back at the end.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (&R, usize)> {
+        self.ranges.values().map(|range| (&range.system, range.len))
+    }
+
+    /// Every handle, to give back at the end.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn handles(&self) -> impl Iterator<Item = &H> {
+        self.handles.values().map(|handle| &handle.system)
+    }
+
+    /// Every mapping with its range, offset and length, to give back at the end.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = (&R, usize, usize)> {
+        self.ranges.values().flat_map(|range| {
+            range.mappings.iter().map(|(offset, mapping)| (&range.system, *offset, mapping.len))
+        })
     }
 
     /// A handle that there is, to change what the backend keeps of it.

@@ -41,6 +41,9 @@ pub(crate) trait Backend: VirtualMemory + Sized {
         len: usize,
         value: u8,
     ) -> Option<Result<(), Error>>;
+
+    /// Zeroes a new handle, where that is not done by itself.
+    fn zero(&self, _handle: HandleId, _len: usize) {}
 }
 
 /// One call. Ranges and handles by number, offsets in pages or in parts of a page.
@@ -181,6 +184,7 @@ impl<M: Backend + Debug> Pair<M> {
         let (outcome, expected) = match *call {
             Call::Create { num_pages } => {
                 let created = memory.create(num_pages * page_bytes).map(|handle| {
+                    memory.zero(handle, num_pages * page_bytes);
                     model.create(self.handles.len(), num_pages);
                     self.handles.push(handle);
                 });
