@@ -33,7 +33,13 @@ const GREEDY: Sampling = Sampling {
 fn main() -> anyhow::Result<()> {
     let files = ModelFiles::open(Path::new(MODEL))?;
     let runner = CpuRunner::load(&Checkpoint::open(&files)?, &ModelConfig::parse(&files)?, None, None)?;
-    let size = KvSize { num_slots: 64, max_model_len: 1024, pool_bytes: 256 << 20 };
+    let size = KvSize {
+        num_sequences: 64,
+        num_slots: 64,
+        max_model_len: 1024,
+        pool_bytes: 256 << 20,
+        shares_prefixes: false,
+    };
     let memory = LinuxMemory::new(1 << 18, size.pool_bytes)?;
     let kv = KvCache::new(memory, runner.kv_layout(), size)?;
     println!("demo-llama on {}", runner.device());
@@ -91,7 +97,7 @@ impl Machine {
     }
 
     fn acquire(&mut self) -> anyhow::Result<SlotId> {
-        self.kv.acquire(CONTEXT).ok_or_else(|| anyhow::anyhow!("no slot is free"))
+        Ok(self.kv.acquire(CONTEXT)?)
     }
 
     fn step(&mut self, slots: &[SlotId], context_len: usize, tokens: &[TokenId]) -> anyhow::Result<Duration> {
@@ -115,7 +121,7 @@ impl Machine {
                 prompt_logprobs: None,
             });
         }
-        self.runner.step(&steps, &mut self.kv)?;
+        self.runner.step(&steps, &self.kv)?;
         Ok(start.elapsed())
     }
 }

@@ -13,6 +13,9 @@ const MAX_DEFAULT_PAGES: usize = 16 << 10;
 /// The same where the page size is given.
 const MAX_PAGES: usize = 48 << 10;
 
+/// Slots for each sequence that may run: the rest keep the keys and values of ended ones. They cost addresses only.
+const SLOTS_A_SEQUENCE: usize = 4;
+
 /// The engine's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -134,7 +137,13 @@ impl Config {
         let page_bytes = self.page_bytes(pool_bytes)?;
         let pool_bytes = pool_bytes - pool_bytes % page_bytes;
         let fitting_len = pool_bytes / needs.layout.token_bytes();
-        let size = KvSize { num_slots: self.max_num_sequences, max_model_len, pool_bytes };
+        let size = KvSize {
+            num_sequences: self.max_num_sequences,
+            num_slots: self.max_num_sequences.saturating_mul(SLOTS_A_SEQUENCE),
+            max_model_len,
+            pool_bytes,
+            shares_prefixes: self.prefix_cache,
+        };
         if fitting_len >= max_model_len {
             return Ok(KvPlan { size, page_bytes });
         }
@@ -242,7 +251,7 @@ mod tests {
     fn by_default_half_of_the_memory_is_used_and_few_mappings() {
         let plan = Config::default().kv_plan(NEEDS).unwrap();
         assert_eq!((plan.size.pool_bytes, plan.page_bytes), (32 << 30, 2 << 20));
-        assert_eq!((plan.size.max_model_len, plan.size.num_slots), (8192, 64));
+        assert_eq!((plan.size.max_model_len, plan.size.num_slots), (8192, 256));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::config::KvNeeds;
 use crate::engine::unix_seconds;
 use crate::kv::KvCache;
 use crate::runner::cpu::CpuRunner;
-use crate::{Config, Engine, Error, ModelInfo, events, memory};
+use crate::{Config, Engine, Error, ModelInfo, budget, events, memory};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -23,7 +23,7 @@ impl Engine {
     /// A setting that cannot hold, by its name; a model that cannot be read, or does not belong to the patch vocabulary;
     /// a machine without the memory.
     pub fn start_cpu(
-        config: Config,
+        mut config: Config,
         files: &ModelFiles,
         patch: Option<PatchVocabulary>,
         embeddings: Option<&PatchEmbeddings>,
@@ -34,7 +34,7 @@ impl Engine {
         let fingerprint = vocabulary_fingerprint(files, patch.as_ref())?;
         let eos_token_ids = eos_token_ids(&model_config, patch.as_ref())?;
         let checkpoint = Checkpoint::open(files)?;
-        let runner = CpuRunner::load(&checkpoint, &model_config, patch.as_ref(), embeddings)?;
+        let mut runner = CpuRunner::load(&checkpoint, &model_config, patch.as_ref(), embeddings)?;
         // Asked now: what the weights take is available no more.
         let available_bytes = memory::available_bytes();
         let needs = KvNeeds {
@@ -44,7 +44,13 @@ impl Engine {
         };
         let plan = config.kv_plan(needs)?;
         let memory = LinuxMemory::new(plan.page_bytes, plan.size.pool_bytes)?;
-        let kv = KvCache::new(memory, needs.layout, plan.size)?;
+        let mut kv = KvCache::new(memory, needs.layout, plan.size)?;
+        if let Some(target) = config.target_inter_token_latency {
+            let vocab_size = runner.shape().vocab_size;
+            config.token_budget = budget::measure(&mut runner, &mut kv, vocab_size, target)?;
+            config.check()?;
+        }
+        kv.start_mapper()?;
         let model = ModelInfo {
             name: config.model_name.clone(),
             vocabulary_fingerprint: fingerprint.to_string(),
@@ -57,7 +63,7 @@ impl Engine {
             max_logprobs: config.max_logprobs,
             created_unix_s: unix_seconds(),
         };
-        events::started(&model, &plan);
+        events::started(&model, &plan, config.token_budget);
         Self::start(&config, model, runner, kv, lifecycle)
     }
 }

@@ -9,6 +9,7 @@ use fused_vocabulary::TokenId;
 use crate::core::{self, CoreConfig, Failure};
 use crate::kv::KvCache;
 use crate::runner::Runner;
+use crate::scheduler::SchedulerConfig;
 use crate::service::EngineService;
 use crate::{Config, Error};
 
@@ -57,11 +58,17 @@ impl Engine {
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
         let core_config = CoreConfig {
-            token_budget: config.token_budget,
+            scheduler: SchedulerConfig {
+                policy: config.policy,
+                token_budget: config.token_budget,
+                chunk_schedule: config.chunk_schedule,
+            },
+            order: config.order,
+            max_wait: config.target_time_to_first_token,
             max_waiting_requests: config.max_waiting_requests,
             stream_buffer: config.stream_buffer,
         };
-        let num_slots = kv.num_slots();
+        let num_slots = kv.size().num_sequences;
         let (door, failure) = core::start(core_config, runner, kv, lifecycle).map_err(Error::Thread)?;
         let service = EngineService::new(door, model, num_slots, config.prompt_timeout, lifecycle.clone());
         Ok(Self { service, failure })

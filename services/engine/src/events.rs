@@ -18,7 +18,12 @@ pub(crate) struct CoreEvents {
     kv_bytes_mapped: Gauge,
     kv_bytes_parked: Gauge,
     kv_bytes_free: Gauge,
+    kv_bytes_unused: Gauge,
     prompt_tokens: Counter,
+    cached_prompt_tokens: Counter,
+    computed_tokens: Counter,
+    driver_calls: Counter,
+    mapper_wait: Counter,
     generation_tokens: Counter,
     preemptions: Counter,
     steps: Counter,
@@ -40,7 +45,12 @@ impl CoreEvents {
             kv_bytes_mapped: kv_bytes("mapped"),
             kv_bytes_parked: kv_bytes("parked"),
             kv_bytes_free: kv_bytes("free"),
+            kv_bytes_unused: gauge!("fused_engine_kv_unused_bytes"),
             prompt_tokens: counter!("fused_engine_prompt_tokens_total"),
+            cached_prompt_tokens: counter!("fused_engine_cached_prompt_tokens_total"),
+            computed_tokens: counter!("fused_engine_computed_tokens_total"),
+            driver_calls: counter!("fused_engine_driver_calls_total"),
+            mapper_wait: counter!("fused_engine_mapper_wait_microseconds_total"),
             generation_tokens: counter!("fused_engine_generation_tokens_total"),
             preemptions: counter!("fused_engine_preemptions_total"),
             steps: counter!("fused_engine_steps_total"),
@@ -55,6 +65,17 @@ impl CoreEvents {
     /// A prompt has arrived whole.
     pub(crate) fn prompt(&self, num_tokens: usize) {
         self.prompt_tokens.increment(num_tokens as u64);
+    }
+
+    /// A sequence got a slot, in which so many of its tokens are computed already.
+    pub(crate) fn admitted(&self, num_cached: usize) {
+        self.cached_prompt_tokens.increment(num_cached as u64);
+    }
+
+    /// Driver calls until now, and how long steps have waited for the mapper.
+    pub(crate) fn driver(&self, num_calls: u64, waited: Duration) {
+        self.driver_calls.absolute(num_calls);
+        self.mapper_wait.absolute(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// A sequence was scheduled for the first time.
@@ -77,6 +98,7 @@ impl CoreEvents {
         self.steps.increment(1);
         self.step_duration.record(took);
         self.step_tokens.record(num_tokens as f64);
+        self.computed_tokens.increment(num_tokens as u64);
     }
 
     /// How things stand after a step.
@@ -88,6 +110,7 @@ impl CoreEvents {
         self.kv_bytes_mapped.set(load.kv.mapped_bytes as f64);
         self.kv_bytes_parked.set(load.kv.parked_bytes as f64);
         self.kv_bytes_free.set(load.kv.free_bytes as f64);
+        self.kv_bytes_unused.set(load.kv.unused_bytes as f64);
     }
 
     /// A request is over: `stop`, `length`, `aborted`, or the name of the error it ended with.
@@ -111,12 +134,13 @@ pub(crate) fn failed(reason: &str) {
 }
 
 /// How the engine is set up.
-pub(crate) fn started(model: &ModelInfo, plan: &KvPlan) {
+pub(crate) fn started(model: &ModelInfo, plan: &KvPlan, token_budget: usize) {
     tracing::info!(
         model = %model.name,
         device = %model.device,
         max_model_len = model.max_model_len,
-        num_slots = plan.size.num_slots,
+        max_num_sequences = plan.size.num_sequences,
+        token_budget,
         kv_bytes = plan.size.pool_bytes,
         page_bytes = plan.page_bytes,
         "the engine starts"

@@ -5,6 +5,7 @@
 //! `model` (one file a family) → `sampler` → back out through the request's stream. `scorer` uses the lower half alone:
 //! it measures text that is there already.
 
+mod budget;
 mod chunk_schedule;
 mod config;
 mod core;

@@ -17,7 +17,7 @@ pub enum PolicyName {
     Orca,
     /// A batch of requests runs until the last of them has ended (request-level batching).
     FasterTransformer,
-    /// Steps of prefill chunks and steps of decodes in turn, never both in one.
+    /// Prefill chunks first and among themselves, decodes only in steps without one.
     SimpleChunking,
 }
 

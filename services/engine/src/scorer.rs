@@ -6,7 +6,7 @@ use fused_vocabulary::import::PatchEmbeddings;
 use fused_vocabulary::{PatchVocabulary, TokenId};
 
 use crate::config::KvNeeds;
-use crate::kv::KvCache;
+use crate::kv::{self, KvCache};
 use crate::runner::cpu::CpuRunner;
 use crate::runner::{PromptLogprobStep, Runner, SequenceStep};
 use crate::{Config, Error, memory};
@@ -60,8 +60,12 @@ impl Scorer {
             model_max_len: runner.shape().max_positions,
             available_bytes: memory::available_bytes(),
         };
-        let limits =
-            Config { max_model_len: Some(max_window), max_num_sequences: MAX_WINDOWS, ..Config::default() };
+        let limits = Config {
+            max_model_len: Some(max_window),
+            max_num_sequences: MAX_WINDOWS,
+            prefix_cache: false,
+            ..Config::default()
+        };
         let plan = limits.kv_plan(needs)?;
         let memory = LinuxMemory::new(plan.page_bytes, plan.size.pool_bytes)?;
         let kv = KvCache::new(memory, needs.layout, plan.size)?;
@@ -104,12 +108,14 @@ impl Scorer {
     fn score_in(
         &mut self,
         windows: &[Window<'_>],
-        slots: &mut Vec<crate::kv::SlotId>,
+        slots: &mut Vec<kv::SlotId>,
     ) -> Result<Vec<Vec<f32>>, Error> {
         for window in windows {
-            let slot = self.kv.acquire(window.num_rows()).ok_or(Error::TooManyWindows)?;
+            let slot = self.kv.acquire(window.num_rows()).map_err(|error| match error {
+                kv::Error::OutOfPages => Error::TooManyWindows,
+                error => error.into(),
+            })?;
             slots.push(slot);
-            self.kv.ensure(slot, window.num_rows())?;
         }
         // The context first: of its rows no logits are wanted, and those are a good part of a small model's work.
         let mut context = Vec::with_capacity(windows.len());
@@ -131,8 +137,8 @@ impl Scorer {
                 scored.push(SequenceStep { slot, context_len, tokens, sample: None, prompt_logprobs });
             }
         }
-        self.runner.step(&context, &mut self.kv)?;
-        let mut outputs = self.runner.step(&scored, &mut self.kv)?.into_iter();
+        self.runner.step(&context, &self.kv)?;
+        let mut outputs = self.runner.step(&scored, &self.kv)?.into_iter();
         let logprobs = windows.iter().map(|window| {
             // A window of one token runs nothing, and has nothing to score.
             let output = if window.num_rows() == 0 { None } else { outputs.next() };

@@ -27,6 +27,28 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// There is no CUDA driver that could be used: install one, or choose another backend.
+    #[error("there is no usable CUDA driver: {reason}")]
+    NoDriver {
+        /// What is missing.
+        reason: String,
+    },
+    /// The machine has no such GPU.
+    #[error("there is no CUDA device {device}; the driver knows {num_devices}, counted from 0")]
+    NoDevice {
+        /// The number asked for.
+        device: i32,
+        /// How many there are.
+        num_devices: i32,
+    },
+    /// The CUDA driver refused a call.
+    #[error("the driver call {call} failed with {name}")]
+    Driver {
+        /// Which call.
+        call: &'static str,
+        /// The driver's name for what went wrong.
+        name: String,
+    },
     /// A caller broke the rules of [`VirtualMemory`](crate::VirtualMemory).
     #[error("illegal use of virtual memory")]
     Illegal(#[from] IllegalUse),
@@ -96,4 +118,24 @@ pub enum IllegalUse {
     /// The range or the handle still takes part in a mapping.
     #[error("it is still mapped")]
     StillMapped,
+    /// A step holds the mapping there, or something of the range, and needs the access it has.
+    #[error("the mapping at {offset} is pinned by a step")]
+    Pinned {
+        /// Where the mapping starts.
+        offset: usize,
+    },
+    /// A range of this backend is pinned at most once at a time.
+    #[error("the range {0:?} is pinned already")]
+    AlreadyPinned(RangeId),
+    /// Fewer spans were pinned.
+    #[error("span {0} is not among the pinned ones")]
+    NoSuchSpan(usize),
+    /// The bytes are not pinned, or not for writing.
+    #[error("the bytes {start}..{end} are not pinned for this use")]
+    OutsideSpan {
+        /// The first byte.
+        start: usize,
+        /// Behind the last one.
+        end: usize,
+    },
 }

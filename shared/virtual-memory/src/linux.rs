@@ -5,19 +5,26 @@ use std::ffi::c_void;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
-use crate::ledger::Ledger;
-use crate::{Access, Error, HandleId, HostMemory, RangeId, Result, VirtualMemory};
+use crate::ledger::{Ledger, Sharing, lock};
+use crate::{Access, Error, HandleId, HostMemory, PinToken, RangeId, Result, Span, VirtualMemory};
 
 /// Virtual memory of this process. Dropping it unmaps and frees everything.
 #[derive(Debug)]
 pub struct LinuxMemory {
-    ledger: Ledger<Reservation, FileSpan>,
     file: OwnedFd,
+    page_bytes: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger<Reservation, FileSpan>,
     /// Where the next handle goes. Offsets are not used twice: a hole in the file costs nothing.
     file_len: u64,
     /// What may still be created. Linux itself would give too much and then kill the process for it.
@@ -34,11 +41,9 @@ struct Reservation {
     lost: bool,
 }
 
-// SAFETY: a `Reservation` is an address range that nobody else has a pointer into. What it points to is reached through
-// `&LinuxMemory` (read) and `&mut LinuxMemory` (write) only.
+// SAFETY: a `Reservation` is an address range that nobody else has a pointer into, and says nothing about the thread. What
+// it points to is reached through `Pinned` only.
 unsafe impl Send for Reservation {}
-// SAFETY: as above; a shared reference allows reading only.
-unsafe impl Sync for Reservation {}
 
 /// Where a handle's pages lie in the memfd.
 #[derive(Debug)]
@@ -59,43 +64,46 @@ impl LinuxMemory {
     /// # Errors
     /// Another page size, or the system has no memfd to give.
     pub fn new(page_bytes: usize, physical_bytes: usize) -> Result<Self> {
-        let ledger = Ledger::new(page_bytes, Self::granularity())?;
+        let ledger = Ledger::new(page_bytes, Self::granularity(), Sharing::Exclusive)?;
         let file = rustix::fs::memfd_create("fused-kv", MemfdFlags::CLOEXEC)
             .map_err(|errno| refused("memfd_create", errno))?;
-        Ok(Self { ledger, file, file_len: 0, free_bytes: physical_bytes })
+        let state = State { ledger, file_len: 0, free_bytes: physical_bytes };
+        Ok(Self { file, page_bytes, state: Mutex::new(state) })
     }
 }
 
 impl VirtualMemory for LinuxMemory {
     fn page_bytes(&self) -> usize {
-        self.ledger.page_bytes()
+        self.page_bytes
     }
 
-    fn reserve(&mut self, len: usize) -> Result<RangeId> {
-        self.ledger.reserve(len, || Reservation::new(len))
+    fn reserve(&self, len: usize) -> Result<RangeId> {
+        lock(&self.state).ledger.check_len(len)?;
+        let reservation = Reservation::new(len)?;
+        Ok(lock(&self.state).ledger.add_range(len, reservation))
     }
 
     /// The pages are allocated here, not at the first touch: a system without memory says so now instead of sending
-    /// SIGBUS later.
-    fn create(&mut self, len: usize) -> Result<HandleId> {
-        let Self { ledger, file, file_len, free_bytes } = self;
-        ledger.create(len, || {
-            let left = free_bytes.checked_sub(len).ok_or(Error::OutOfMemory { len })?;
-            let offset = *file_len;
-            retry_on_intr(|| rustix::fs::fallocate(&*file, FallocateFlags::empty(), offset, len as u64))
-                .map_err(|errno| match errno {
+    /// SIGBUS later. That takes milliseconds for a large handle, and nobody is kept from pinning meanwhile.
+    fn create(&self, len: usize) -> Result<HandleId> {
+        let offset = lock(&self.state).claim(len)?;
+        let allocated =
+            retry_on_intr(|| rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len as u64));
+        let mut state = lock(&self.state);
+        match allocated {
+            Ok(()) => Ok(state.ledger.add_handle(len, FileSpan { offset })),
+            Err(errno) => {
+                state.free_bytes += len;
+                Err(match errno {
                     Errno::NOMEM | Errno::NOSPC => Error::OutOfMemory { len },
                     other => refused("fallocate", other),
-                })?;
-            *file_len += len as u64;
-            *free_bytes = left;
-            Ok(FileSpan { offset })
-        })
+                })
+            }
+        }
     }
 
-    fn map(&mut self, range: RangeId, offset: usize, handle: HandleId) -> Result<()> {
-        let file = &self.file;
-        self.ledger.map(range, offset, handle, |reservation, span, len| {
+    fn map(&self, range: RangeId, offset: usize, handle: HandleId) -> Result<()> {
+        lock(&self.state).ledger.map(range, offset, handle, |reservation, span, len| {
             let target = reservation.target(offset)?;
             // SAFETY: the ledger has checked that offset and length lie in the reservation and that nothing of ours is
             // mapped there, so that no reference points into it.
@@ -105,7 +113,7 @@ impl VirtualMemory for LinuxMemory {
                     len,
                     ProtFlags::empty(),
                     MapFlags::SHARED | MapFlags::FIXED,
-                    file,
+                    &self.file,
                     span.offset,
                 )
             };
@@ -113,25 +121,27 @@ impl VirtualMemory for LinuxMemory {
         })
     }
 
-    fn set_access(&mut self, range: RangeId, offset: usize, len: usize, access: Access) -> Result<()> {
+    fn set_access(&self, range: RangeId, offset: usize, len: usize, access: Access) -> Result<()> {
         let flags = match access {
             Access::None => MprotectFlags::empty(),
             Access::Read => MprotectFlags::READ,
             Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
         };
         // One call a mapping: with one access each, it is done as a whole or not at all.
-        self.ledger.set_access(range, offset, len, access, |reservation, offset, len| {
+        lock(&self.state).ledger.set_access(range, offset, len, access, |reservation, offset, len| {
             let target = reservation.target(offset)?;
-            // SAFETY: the span is one of our mappings. `&mut self` says that no reference points into it.
+            // SAFETY: the span is one of our mappings. References point into pinned bytes only, and the ledger has
+            // checked that these keep the access their pin needs.
             unsafe { rustix::mm::mprotect(target, len, flags) }.map_err(|errno| refused("mprotect", errno))
         })
     }
 
-    fn unmap(&mut self, range: RangeId, offset: usize, len: usize) -> Result<()> {
-        self.ledger.unmap(range, offset, len, |reservation, offset, len| {
+    fn unmap(&self, range: RangeId, offset: usize, len: usize) -> Result<()> {
+        lock(&self.state).ledger.unmap(range, offset, len, |reservation, offset, len| {
             let target = reservation.target(offset)?;
             // Mapped over, not unmapped: the addresses stay ours.
-            // SAFETY: the span is one of our mappings. `&mut self` says that no reference points into it.
+            // SAFETY: the span is one of our mappings. References point into pinned bytes only, and the ledger has
+            // checked that nobody has pinned these.
             let mapped = unsafe {
                 let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
                 rustix::mm::mmap_anonymous(target, len, ProtFlags::empty(), flags)
@@ -140,51 +150,65 @@ impl VirtualMemory for LinuxMemory {
         })
     }
 
-    fn release(&mut self, handle: HandleId) -> Result<()> {
-        let Self { ledger, file, free_bytes, .. } = self;
-        ledger.release(handle, |span, len| {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            retry_on_intr(|| rustix::fs::fallocate(&*file, flags, span.offset, len as u64))
-                .map_err(|errno| refused("fallocate", errno))?;
-            *free_bytes += len;
-            Ok(())
-        })
+    fn release(&self, id: HandleId) -> Result<()> {
+        let handle = lock(&self.state).ledger.take_handle(id)?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched = retry_on_intr(|| {
+            rustix::fs::fallocate(&self.file, flags, handle.system.offset, handle.len as u64)
+        });
+        let mut state = lock(&self.state);
+        match punched {
+            Ok(()) => state.free_bytes += handle.len,
+            Err(_) => state.ledger.put_handle(id, handle),
+        }
+        punched.map_err(|errno| refused("fallocate", errno))
     }
 
-    fn free(&mut self, range: RangeId) -> Result<()> {
-        self.ledger.free(range, |reservation| {
-            reservation.target(0)?;
-            // SAFETY: the ledger has checked that nothing is mapped in the reservation, which it forgets next.
-            unsafe { rustix::mm::munmap(reservation.base.as_ptr().cast(), reservation.len) }
-                .map_err(|errno| refused("munmap", errno))
-        })
+    fn free(&self, id: RangeId) -> Result<()> {
+        let range = lock(&self.state).ledger.take_range(id)?;
+        let freed = range.system.free();
+        if freed.is_err() {
+            lock(&self.state).ledger.put_range(id, range);
+        }
+        freed
+    }
+
+    fn pin(&self, range: RangeId, len: usize, writable_from: usize) -> Result<PinToken> {
+        lock(&self.state).ledger.pin(Span { range, len, writable_from })
+    }
+
+    fn unpin(&self, pin: PinToken) {
+        lock(&self.state).ledger.unpin(&pin);
     }
 }
 
-impl HostMemory for LinuxMemory {
-    fn bytes(&self, range: RangeId, offset: usize, len: usize) -> Result<&[u8]> {
-        let reservation = self.ledger.accessible(range, offset, len, Access::Read)?;
-        // SAFETY: every page of the span is mapped and readable. Whoever writes to any of them, at whatever address, does
-        // so through `&mut self`, and nobody unmaps or shrinks the file without `&mut self` either. Every byte is
-        // initialised (zero at first).
-        Ok(unsafe { std::slice::from_raw_parts(reservation.base.as_ptr().add(offset), len) })
-    }
-
-    fn bytes_mut(&mut self, range: RangeId, offset: usize, len: usize) -> Result<&mut [u8]> {
-        let reservation = self.ledger.accessible(range, offset, len, Access::ReadWrite)?;
-        // SAFETY: as in `bytes`; and no page of the span occurs in it twice, because a writable page is accessible at no
-        // other address.
-        Ok(unsafe { std::slice::from_raw_parts_mut(reservation.base.as_ptr().add(offset), len) })
+// SAFETY: a reservation stays where it is until it is freed, which a pin prevents. The ledger (`Sharing::Exclusive`) pins
+// what is mapped with the needed access, keeps it so and refuses a second pin; it never lets pages be writable at one
+// address and accessible at another. A memfd's pages are initialised (zero at first), and nobody else has its descriptor.
+unsafe impl HostMemory for LinuxMemory {
+    fn base(&self, range: RangeId) -> Option<NonNull<u8>> {
+        lock(&self.state).ledger.range(range).map(|reservation| reservation.base)
     }
 }
 
 impl Drop for LinuxMemory {
     fn drop(&mut self) {
-        for reservation in self.ledger.ranges().filter(|reservation| !reservation.lost) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (reservation, _) in state.ledger.ranges() {
             // A failure leaves addresses reserved: harmless, and nothing to be done about it here.
-            // SAFETY: the addresses are ours, and no reference outlives `self`.
-            let _ = unsafe { rustix::mm::munmap(reservation.base.as_ptr().cast(), reservation.len) };
+            let _ = reservation.free();
         }
+    }
+}
+
+impl State {
+    /// Sets so much physical memory aside, and says where in the file.
+    fn claim(&mut self, len: usize) -> Result<u64> {
+        self.ledger.check_len(len)?;
+        self.free_bytes = self.free_bytes.checked_sub(len).ok_or(Error::OutOfMemory { len })?;
+        let offset = self.file_len;
+        self.file_len += len as u64;
+        Ok(offset)
     }
 }
 
@@ -205,6 +229,14 @@ impl Reservation {
             return Err(refused("mmap", Errno::FAULT));
         }
         Ok(self.base.as_ptr().wrapping_add(offset).cast())
+    }
+
+    /// Gives the addresses back. Nothing of ours is mapped in them, or all of it goes; no reference points into them.
+    fn free(&self) -> Result<()> {
+        let base = self.target(0)?;
+        // SAFETY: the addresses are ours. The ledger has let go of them, or `LinuxMemory` is being dropped, whom every
+        // `Pinned` keeps alive.
+        unsafe { rustix::mm::munmap(base, self.len) }.map_err(|errno| refused("munmap", errno))
     }
 
     /// What became of an `mmap` over addresses of this reservation.

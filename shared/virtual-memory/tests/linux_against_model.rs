@@ -1,230 +1,89 @@
-//! Random calls on [`LinuxMemory`], each checked against a page table written in the plainest way.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "the helpers of tests, which the lints take for production code"
-)]
+//! Random calls on [`LinuxMemory`] against a page table, and two threads at once.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests, which the lints take for production code")]
 
-use std::collections::BTreeMap;
+mod against_model;
 
-use fused_virtual_memory::{Access, Error, HandleId, HostMemory, LinuxMemory, RangeId, VirtualMemory};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use against_model::{Backend, calls, check};
+use fused_virtual_memory::{Access, Error, LinuxMemory, Pinned, RangeId, Span, VirtualMemory};
 use proptest::prelude::*;
 
 const PAGE: usize = 16384;
-const NUM_RANGES: usize = 2;
-const RANGE_PAGES: usize = 4;
 
-#[derive(Clone, Debug)]
-enum Call {
-    Create { num_pages: usize },
-    Map { range: usize, page: usize, handle: usize },
-    SetAccess { range: usize, page: usize, num_pages: usize, access: Access },
-    Unmap { range: usize, page: usize, num_pages: usize },
-    Release { handle: usize },
-    Free { range: usize },
-    Write { range: usize, offset: usize, len: usize, value: u8 },
-}
+impl Backend for LinuxMemory {
+    const SHARED_PINS: bool = false;
 
-fn call() -> impl Strategy<Value = Call> {
-    let range = 0..NUM_RANGES;
-    let page = 0..RANGE_PAGES + 1;
-    // Mostly one, so that spans often hit whole handles.
-    let num_pages = prop_oneof![1 => Just(0usize), 12 => Just(1), 3 => Just(2), 1 => Just(3)];
-    let handle = 0..6usize;
-    let access = prop_oneof![Just(Access::None), Just(Access::Read), Just(Access::ReadWrite)];
-    let bytes = 0..RANGE_PAGES * PAGE + 1;
-    prop_oneof![
-        2 => num_pages.clone().prop_map(|num_pages| Call::Create { num_pages }),
-        6 => (range.clone(), page.clone(), handle.clone())
-            .prop_map(|(range, page, handle)| Call::Map { range, page, handle }),
-        8 => (range.clone(), page.clone(), num_pages.clone(), access).prop_map(|(range, page, num_pages, access)|
-            Call::SetAccess { range, page, num_pages, access }),
-        2 => (range.clone(), page, num_pages)
-            .prop_map(|(range, page, num_pages)| Call::Unmap { range, page, num_pages }),
-        1 => handle.prop_map(|handle| Call::Release { handle }),
-        1 => range.clone().prop_map(|range| Call::Free { range }),
-        8 => (range, bytes, 0..2 * PAGE, 1..=u8::MAX)
-            .prop_map(|(range, offset, len, value)| Call::Write { range, offset, len, value }),
-    ]
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    handle: usize,
-    page_of_handle: usize,
-    access: Access,
-}
-
-/// What the memory should be: a table of pages, and the content of every handle's pages.
-#[derive(Default)]
-struct Model {
-    table: BTreeMap<(usize, usize), Entry>,
-    handles: BTreeMap<usize, Vec<Vec<u8>>>,
-    freed: [bool; NUM_RANGES],
-}
-
-impl Model {
-    /// The pages of a span that consists of whole mappings, or `None`.
-    fn whole(&self, range: usize, page: usize, num_pages: usize) -> Option<Vec<(usize, usize)>> {
-        let pages: Vec<_> = (page..page + num_pages).map(|page| (range, page)).collect();
-        let first = self.table.get(pages.first()?)?;
-        let last = self.table.get(pages.last()?)?;
-        let all_mapped = pages.iter().all(|page| self.table.contains_key(page));
-        let last_page = self.handles[&last.handle].len() - 1;
-        (all_mapped && first.page_of_handle == 0 && last.page_of_handle == last_page).then_some(pages)
+    fn read_pinned(&self, pinned: &Pinned<Self>, _: Span) -> Vec<u8> {
+        pinned.bytes(0).to_vec()
     }
 
-    fn map(&mut self, range: usize, page: usize, handle: usize) -> bool {
-        let Some(content) = self.handles.get(&handle) else { return false };
-        let pages = page..page + content.len();
-        let free =
-            pages.end <= RANGE_PAGES && pages.clone().all(|page| !self.table.contains_key(&(range, page)));
-        if free && !self.freed[range] {
-            let entries = pages.enumerate().map(|(page_of_handle, page)| {
-                ((range, page), Entry { handle, page_of_handle, access: Access::None })
-            });
-            self.table.extend(entries);
-            return true;
+    fn fill_pinned(&self, pinned: &mut Pinned<Self>, span: Span, value: u8) {
+        let from = span.writable_from.min(span.len);
+        if from < span.len {
+            pinned.bytes_mut(0, from..span.len).unwrap().fill(value);
         }
-        false
+        assert!(pinned.bytes_mut(0, from..span.len + 1).is_err());
+        assert!(from == 0 || pinned.bytes_mut(0, from - 1..span.len).is_err());
     }
 
-    fn set_access(&mut self, range: usize, page: usize, num_pages: usize, access: Access) -> bool {
-        let Some(pages) = self.whole(range, page, num_pages) else { return false };
-        let mut table = self.table.clone();
-        for page in &pages {
-            table.get_mut(page).unwrap().access = access;
-        }
-        // Judged by the outcome: no page of this span that is writable anywhere is accessible anywhere else.
-        let sound = pages.iter().all(|page| {
-            let one = table[page];
-            let same = table
-                .values()
-                .filter(|other| (other.handle, other.page_of_handle) == (one.handle, one.page_of_handle));
-            let accesses: Vec<_> =
-                same.map(|entry| entry.access).filter(|access| *access > Access::None).collect();
-            access == Access::None || accesses.len() <= 1 || !accesses.contains(&Access::ReadWrite)
-        });
-        if sound {
-            self.table = table;
-        }
-        sound
+    fn read_anywhere(&self, _: RangeId, _: usize, _: usize) -> Option<Result<Vec<u8>, Error>> {
+        None
     }
 
-    fn unmap(&mut self, range: usize, page: usize, num_pages: usize) -> bool {
-        let Some(pages) = self.whole(range, page, num_pages) else { return false };
-        self.table.retain(|page, _| !pages.contains(page));
-        true
-    }
-
-    fn write(&mut self, range: usize, offset: usize, len: usize, value: u8) -> bool {
-        let end = offset + len;
-        let ok = !self.freed[range]
-            && end <= RANGE_PAGES * PAGE
-            && (offset / PAGE..end.div_ceil(PAGE)).filter(|_| len > 0).all(|page| {
-                self.table.get(&(range, page)).is_some_and(|entry| entry.access == Access::ReadWrite)
-            });
-        if ok {
-            for byte in offset..end {
-                let entry = self.table[&(range, byte / PAGE)];
-                self.handles.get_mut(&entry.handle).unwrap()[entry.page_of_handle][byte % PAGE] = value;
-            }
-        }
-        ok
-    }
-}
-
-/// The real memory, the model, and how the model's numbers are called in the real one.
-struct Pair {
-    memory: LinuxMemory,
-    model: Model,
-    ranges: Vec<RangeId>,
-    handles: Vec<HandleId>,
-}
-
-impl Pair {
-    fn new() -> Self {
-        let mut memory = LinuxMemory::new(PAGE, 512 * PAGE).unwrap();
-        let ranges = (0..NUM_RANGES).map(|_| memory.reserve(RANGE_PAGES * PAGE).unwrap()).collect();
-        Self { memory, model: Model::default(), ranges, handles: Vec::new() }
-    }
-
-    fn make(&mut self, call: &Call) {
-        let (memory, model) = (&mut self.memory, &mut self.model);
-        let (outcome, expected) = match *call {
-            Call::Create { num_pages } => {
-                let created = memory.create(num_pages * PAGE).map(|handle| {
-                    model.handles.insert(self.handles.len(), vec![vec![0; PAGE]; num_pages]);
-                    self.handles.push(handle);
-                });
-                (created, num_pages > 0)
-            }
-            Call::Map { range, page, handle } => {
-                let Some(&id) = self.handles.get(handle) else { return };
-                (memory.map(self.ranges[range], page * PAGE, id), model.map(range, page, handle))
-            }
-            Call::SetAccess { range, page, num_pages, access } => (
-                memory.set_access(self.ranges[range], page * PAGE, num_pages * PAGE, access),
-                model.set_access(range, page, num_pages, access),
-            ),
-            Call::Unmap { range, page, num_pages } => (
-                memory.unmap(self.ranges[range], page * PAGE, num_pages * PAGE),
-                model.unmap(range, page, num_pages),
-            ),
-            Call::Release { handle } => {
-                let Some(&id) = self.handles.get(handle) else { return };
-                let mapped = model.table.values().any(|entry| entry.handle == handle);
-                let expected = !mapped && model.handles.remove(&handle).is_some();
-                (memory.release(id), expected)
-            }
-            Call::Free { range } => {
-                let mapped = model.table.keys().any(|(mapped, _)| *mapped == range);
-                let expected = !mapped && !model.freed[range];
-                model.freed[range] |= expected;
-                (memory.free(self.ranges[range]), expected)
-            }
-            Call::Write { range, offset, len, value } => {
-                let bytes = memory.bytes_mut(self.ranges[range], offset, len);
-                (bytes.map(|bytes| bytes.fill(value)), model.write(range, offset, len, value))
-            }
-        };
-        match outcome {
-            Ok(()) => assert!(expected, "{call:?} was allowed"),
-            Err(Error::Illegal(error)) => assert!(!expected, "{call:?}: {error}"),
-            Err(error) => panic!("{call:?}: {error:?}"),
-        }
-    }
-
-    fn assert_same_content(&self) {
-        for (range, page) in (0..NUM_RANGES).flat_map(|range| (0..RANGE_PAGES).map(move |page| (range, page)))
-        {
-            let bytes = self.memory.bytes(self.ranges[range], page * PAGE, PAGE);
-            let entry = self.model.table.get(&(range, page)).filter(|entry| entry.access > Access::None);
-            match (bytes, entry) {
-                (Ok(bytes), Some(entry)) => {
-                    assert!(bytes == self.model.handles[&entry.handle][entry.page_of_handle]);
-                }
-                (Err(_), None) => {}
-                (bytes, entry) => {
-                    panic!(
-                        "range {range}, page {page}: readable {}, model {}",
-                        bytes.is_ok(),
-                        entry.is_some()
-                    );
-                }
-            }
-        }
+    fn fill_anywhere(&self, _: RangeId, _: usize, _: usize, _: u8) -> Option<Result<(), Error>> {
+        None
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
     #[test]
-    fn every_call_does_what_a_page_table_says(calls in prop::collection::vec(call(), 1..150)) {
-        let mut pair = Pair::new();
-        for call in &calls {
-            pair.make(call);
-        }
-        pair.assert_same_content();
+    fn every_call_does_what_a_page_table_says(calls in calls()) {
+        check(LinuxMemory::new(PAGE, 1024 * PAGE).unwrap(), &calls);
     }
+}
+
+/// The engine's division of labour: while a step reads and writes what it has pinned, the next pages of the same range are
+/// mapped, and pages come, are shared and go elsewhere.
+#[test]
+fn one_thread_maps_ahead_while_the_other_works_on_what_it_has_pinned() {
+    const NUM_PAGES: usize = 400;
+    let memory = Arc::new(LinuxMemory::new(PAGE, (NUM_PAGES + 8) * PAGE).unwrap());
+    let range = memory.reserve(NUM_PAGES * PAGE).unwrap();
+    let num_mapped = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let others = [memory.reserve(PAGE).unwrap(), memory.reserve(PAGE).unwrap()];
+            for page in 0..NUM_PAGES {
+                let handle = memory.create(PAGE).unwrap();
+                memory.map(range, page * PAGE, handle).unwrap();
+                memory.set_access(range, page * PAGE, PAGE, Access::ReadWrite).unwrap();
+                num_mapped.store(page + 1, Ordering::Release);
+                let shared = memory.create(PAGE).unwrap();
+                for other in others {
+                    memory.map(other, 0, shared).unwrap();
+                    memory.set_access(other, 0, PAGE, Access::Read).unwrap();
+                }
+                for other in others {
+                    memory.unmap(other, 0, PAGE).unwrap();
+                }
+                memory.release(shared).unwrap();
+            }
+        });
+        let mut num_written = 0;
+        while num_written < NUM_PAGES {
+            let len = num_mapped.load(Ordering::Acquire) * PAGE;
+            let writable_from = num_written * PAGE;
+            let mut pinned = Pinned::new(&memory, [Span { range, len, writable_from }]).unwrap();
+            for page in num_written..len / PAGE {
+                let value = u8::try_from(page % 251).unwrap();
+                pinned.bytes_mut(0, page * PAGE..(page + 1) * PAGE).unwrap().fill(value);
+            }
+            let is_right = |(page, bytes): (usize, &[u8])| bytes[7] == u8::try_from(page % 251).unwrap();
+            assert!(pinned.bytes(0).chunks(PAGE).enumerate().all(is_right));
+            num_written = len / PAGE;
+        }
+    });
 }

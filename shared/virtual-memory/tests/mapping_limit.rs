@@ -11,7 +11,7 @@ fn too_many_mappings_say_so_and_leave_the_rest_usable() {
         return;
     }
     let page = rustix::param::page_size();
-    let mut memory = LinuxMemory::new(page, page).unwrap();
+    let memory = LinuxMemory::new(page, page).unwrap();
     let range = memory.reserve(2 * (limit + 1) * page).unwrap();
     let handle = memory.create(page).unwrap();
     // Every second page, so that the system cannot join neighbours.

@@ -1,11 +1,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fused_status::{Code, Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::admission;
 use super::stream::{EventReceiver, EventSender, stream};
 use crate::kv::KvStats;
 use crate::request::{RequestId, ValidGenerateRequest, ValidPromptChunk};
@@ -42,6 +43,8 @@ pub(crate) struct Load {
     pub(crate) num_running: usize,
     pub(crate) num_waiting: usize,
     pub(crate) num_tokens_to_prefill: usize,
+    /// How long those take.
+    pub(crate) prefill_wait: Duration,
     pub(crate) kv: KvStats,
 }
 
@@ -73,6 +76,8 @@ pub(crate) struct Door {
     pub(super) queue: Arc<Semaphore>,
     pub(super) next_number: Arc<AtomicU64>,
     pub(super) stream_buffer: usize,
+    /// A request is refused where prompts wait for longer.
+    pub(super) max_wait: Option<Duration>,
     pub(super) load: watch::Receiver<Load>,
 }
 
@@ -87,8 +92,9 @@ impl Door {
     /// Lets a request in, as yet without a prompt.
     ///
     /// # Errors
-    /// The queue is full, or the core has ended.
+    /// The queue is full, prompts wait too long already, or the core has ended.
     pub(crate) fn start(&self, request: ValidGenerateRequest, arrived: Instant) -> Result<Admitted> {
+        admission::check(self.load().prefill_wait, self.max_wait)?;
         let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| queue_full())?;
         let (sender, events) = stream(self.stream_buffer, self.bell.clone());
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! The loop: take commands, schedule, run, publish, commit. On its own OS thread, which never waits for a client.
 
+mod admission;
 mod door;
 mod sequence;
 mod stream;
@@ -13,11 +14,13 @@ use std::time::{Duration, Instant};
 use fused_status::{Code, Error};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::Order;
 use crate::events::CoreEvents;
 use crate::kv::{self, KvCache};
 use crate::request::{RequestId, ValidPromptChunk};
 use crate::runner::{Runner, RunnerError, SequenceOutput};
 use crate::scheduler::{Scheduled, Scheduler, SequenceId, Step};
+use admission::PrefillRate;
 use door::{Aborted, Arrival, Command};
 pub(crate) use sequence::Drawn;
 use sequence::{End, Request};
@@ -29,6 +32,11 @@ pub(crate) use thread::{CoreConfig, Failure, start};
 
 /// Commands taken between two steps; the rest waits for the next.
 const MAX_COMMANDS_PER_STEP: usize = 1024;
+
+/// A runner's output does not belong to its input.
+#[derive(Debug, thiserror::Error)]
+#[error("the runner has not answered for every sequence")]
+struct NotAnswered;
 
 /// Reads the time. Tests have their own.
 type Clock = Box<dyn Fn() -> Instant + Send>;
@@ -42,6 +50,11 @@ struct EngineCore<R: Runner> {
     requests: BTreeMap<u64, Request>,
     numbers: HashMap<RequestId, u64>,
     commands: mpsc::Receiver<Command>,
+    order: Order,
+    /// A request is refused where prompts wait for longer.
+    max_wait: Option<Duration>,
+    prefill_rate: PrefillRate,
+    started: Instant,
     load: watch::Sender<Load>,
     events: CoreEvents,
     clock: Clock,
@@ -62,11 +75,11 @@ impl<R: Runner> EngineCore<R> {
         let started = (self.clock)();
         self.take_commands();
         self.end_lost_requests(started);
-        let step = self.scheduler.schedule(&mut self.kv);
+        let step = self.schedule();
         self.note(&step, started);
         let outputs = self.run(&step)?;
         let finished = (self.clock)();
-        self.publish(&step, outputs, finished);
+        self.publish(outputs, finished);
         self.commit(&step, finished.saturating_duration_since(started));
         Ok(if step.is_empty() { self.idle(finished) } else { Progress::Ran })
     }
@@ -90,25 +103,49 @@ impl<R: Runner> EngineCore<R> {
             return;
         }
         self.numbers.insert(arrival.request.id.clone(), number);
-        let request = Request::new(arrival);
-        for id in ids(number, &request) {
+        let turn = self.turn(&arrival);
+        let request = Request::new(arrival, turn);
+        for id in request.ids() {
             self.scheduler.add(id);
         }
         self.requests.insert(number, request);
+    }
+
+    /// All that wait grow older alike, so that who has waited longer by an ageing period than one of the next better priority
+    /// stays before it: the order is that of the arrivals, put off or brought forward by the priority.
+    fn turn(&self, arrival: &Arrival) -> i64 {
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        match self.order {
+            Order::Fcfs => 0,
+            Order::Priority { ageing } => {
+                let arrived = micros(arrival.arrived.saturating_duration_since(self.started));
+                arrived.saturating_add(micros(ageing).saturating_mul(i64::from(arrival.request.priority)))
+            }
+        }
     }
 
     fn extend_prompt(&mut self, number: u64, chunk: &ValidPromptChunk) {
         // Unknown where it has been aborted or has failed in the meantime.
         let Some(request) = self.requests.get_mut(&number) else { return };
         request.extend_prompt(chunk);
-        if chunk.max_tokens.is_some() {
-            self.events.prompt(request.prompt_len());
-        }
-        for id in ids(number, request) {
+        for id in request.ids() {
             self.scheduler.extend(id, chunk.tokens.len());
-            if chunk.max_tokens.is_some() {
-                self.scheduler.complete_prompt(id);
-            }
+        }
+        if chunk.max_tokens.is_some() {
+            self.complete_prompt(number);
+        }
+    }
+
+    fn complete_prompt(&mut self, number: u64) {
+        let Some(request) = self.requests.get(&number) else { return };
+        self.events.prompt(request.prompt_len());
+        let wait = self.prefill_rate.time(self.scheduler.num_tokens_to_prefill());
+        if let Err(error) = admission::check(wait, self.max_wait) {
+            return self.fail(number, error);
+        }
+        let num_cached = self.kv.num_cached(&request.candidate());
+        for id in request.ids() {
+            self.scheduler.complete_prompt(id, request.max_len(), num_cached);
         }
     }
 
@@ -116,9 +153,8 @@ impl<R: Runner> EngineCore<R> {
         let Some(&number) = self.numbers.get(id) else { return };
         let mut aborted = Aborted::default();
         let Some(request) = self.requests.get_mut(&number) else { return };
-        for id in ids(number, request)
-            .filter(|id| !request.sequences[id.idx as usize].is_finished)
-            .collect::<Vec<_>>()
+        for id in
+            request.ids().filter(|id| !request.sequences[id.idx as usize].is_finished).collect::<Vec<_>>()
         {
             aborted.num_sequences += 1;
             aborted.kv_bytes += self.scheduler.remove(id, &mut self.kv).unwrap_or(0);
@@ -146,6 +182,13 @@ impl<R: Runner> EngineCore<R> {
         }
     }
 
+    /// Decides the next step, and has memory mapped for the one after it while it runs.
+    fn schedule(&mut self) -> Step {
+        let requests = &self.requests;
+        let known = |id: SequenceId| requests.get(&id.request)?.known(id.idx);
+        self.scheduler.schedule(&mut self.kv, known)
+    }
+
     /// Notes what the scheduler has decided.
     fn note(&mut self, step: &Step, now: Instant) {
         for id in &step.preempted {
@@ -157,6 +200,12 @@ impl<R: Runner> EngineCore<R> {
         for (id, error) in &step.failed {
             let error = out_of_memory(error);
             self.fail(id.request, error);
+        }
+        for (id, num_cached) in &step.admitted {
+            self.events.admitted(*num_cached);
+            if let Some(request) = self.requests.get_mut(&id.request) {
+                request.note_admitted(id.idx, *num_cached);
+            }
         }
         for Scheduled { id, .. } in &step.scheduled {
             let request = self.requests.get_mut(&id.request);
@@ -173,22 +222,30 @@ impl<R: Runner> EngineCore<R> {
             Some((*scheduled, self.requests.get(&scheduled.id.request)?.step(scheduled)?))
         });
         let (scheduled, sequences): (Vec<_>, Vec<_>) = steps.unzip();
+        let copies = self.kv.take_copies();
+        if !copies.is_empty() {
+            self.runner.copy(&copies, &self.kv)?;
+        }
         if sequences.is_empty() {
             return Ok(Vec::new());
         }
-        let outputs = self.runner.step(&sequences, &mut self.kv)?;
+        let memory_error = |error: kv::Error| RunnerError::new::<R>(&error);
+        let grow = scheduled.iter().filter(|scheduled| scheduled.reaches_end).map(|scheduled| scheduled.slot);
+        self.kv.map_ahead(grow).map_err(memory_error)?;
+        let outputs = self.runner.step(&sequences, &self.kv)?;
         let mut asked = sequences.iter().map(|sequence| sequence.sample.is_some());
         let drawn = outputs.iter().map(|output| output.sampled.is_some());
         // A sequence without its output would wait for ever.
         if !asked.by_ref().eq(drawn) {
-            let message = "the runner has not answered for every sequence".to_owned();
-            return Err(RunnerError { device: std::any::type_name::<R>().to_owned(), message });
+            return Err(RunnerError::new::<R>(&NotAnswered));
+        }
+        for (scheduled, sequence) in scheduled.iter().zip(&sequences) {
+            self.kv.computed(scheduled.slot, sequence.tokens);
         }
         Ok(scheduled.into_iter().zip(outputs).collect())
     }
 
-    fn publish(&mut self, step: &Step, outputs: Vec<(Scheduled, SequenceOutput)>, now: Instant) {
-        debug_assert!(outputs.len() <= step.scheduled.len(), "outputs are of the step");
+    fn publish(&mut self, outputs: Vec<(Scheduled, SequenceOutput)>, now: Instant) {
         for (scheduled, output) in outputs {
             let id = scheduled.id;
             // Unknown where another sequence of the same request has just ended it.
@@ -211,15 +268,22 @@ impl<R: Runner> EngineCore<R> {
         debug_assert!(self.kv.is_consistent(), "a page is lost or in two places");
         debug_assert!(self.scheduler.is_consistent(), "a sequence is in two queues");
         if !step.scheduled.is_empty() {
-            self.events.step(took, step.scheduled.iter().map(|scheduled| scheduled.num_tokens).sum());
+            let num_tokens = step.scheduled.iter().map(|scheduled| scheduled.num_tokens).sum();
+            self.events.step(took, num_tokens);
+            if step.scheduled.iter().any(|scheduled| scheduled.num_tokens > 1) {
+                self.prefill_rate.note(num_tokens, took);
+            }
         }
+        let num_tokens_to_prefill = self.scheduler.num_tokens_to_prefill();
         let load = Load {
             num_running: self.scheduler.num_running(),
             num_waiting: self.scheduler.num_waiting(),
-            num_tokens_to_prefill: self.scheduler.num_tokens_to_prefill(),
+            num_tokens_to_prefill,
+            prefill_wait: self.prefill_rate.time(num_tokens_to_prefill),
             kv: self.kv.stats(),
         };
         self.events.load(&load);
+        self.events.driver(self.kv.num_driver_calls(), self.kv.waited_for_mapper());
         self.load.send_replace(load);
     }
 
@@ -247,7 +311,7 @@ impl<R: Runner> EngineCore<R> {
     /// Ends a request with an error and frees what it holds.
     fn fail(&mut self, number: u64, error: Error) {
         let Some(request) = self.requests.get(&number) else { return };
-        for id in ids(number, request) {
+        for id in request.ids() {
             self.scheduler.remove(id, &mut self.kv);
         }
         if let Some(request) = self.forget(number, error.code().name()) {
@@ -261,11 +325,6 @@ impl<R: Runner> EngineCore<R> {
         self.events.request_ended(finish_reason);
         Some(request)
     }
-}
-
-/// The sequences of a request.
-fn ids(number: u64, request: &Request) -> impl Iterator<Item = SequenceId> + use<> {
-    (0..request.request.num_sequences).map(move |idx| SequenceId { request: number, idx })
 }
 
 fn reason_label(reason: FinishReason) -> &'static str {

@@ -5,14 +5,18 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::door::Arrival;
 use super::stream::{Event, EventSender, Finish, FinishReason, NotSent, PromptLogprobs, Timings};
+use crate::kv::Candidate;
 use crate::request::{Stopping, ValidGenerateRequest, ValidPromptChunk};
 use crate::runner::{PromptLogprobStep, SequenceOutput, SequenceStep};
 use crate::sampler::{SampleStep, SampledToken, TokenLogprobs};
-use crate::scheduler::Scheduled;
+use crate::scheduler::{Known, Scheduled, SequenceId};
 
 /// A request in the core.
 #[derive(Debug)]
 pub(super) struct Request {
+    number: u64,
+    /// See [`SequenceId::turn`].
+    turn: i64,
     pub(super) request: ValidGenerateRequest,
     pub(super) events: EventSender,
     pub(super) arrived: Instant,
@@ -27,6 +31,8 @@ pub(super) struct Request {
     ending: Vec<TokenId>,
     /// Of the prompt's positions from the second on, as far as they are computed.
     prompt_logprobs: Vec<TokenLogprobs>,
+    /// Of the prompt, computed by others when the first sequence first ran.
+    num_cached: usize,
     told_prompt: bool,
     pub(super) sequences: Vec<Sequence>,
 }
@@ -70,11 +76,13 @@ pub(super) enum End {
 }
 
 impl Request {
-    pub(super) fn new(arrival: Arrival) -> Self {
-        let Arrival { request, events, arrived, place, .. } = arrival;
+    pub(super) fn new(arrival: Arrival, turn: i64) -> Self {
+        let Arrival { number, request, events, arrived, place } = arrival;
         let stopping = &request.stopping;
         let ending = stopping.eos_token_ids.iter().chain(&stopping.stop_token_ids).copied().collect();
         Self {
+            number,
+            turn,
             // A deadline beyond what the clock can say is none.
             deadline: request.timeout.and_then(|timeout| arrived.checked_add(timeout)),
             sequences: (0..request.num_sequences).map(|_| Sequence::default()).collect(),
@@ -86,13 +94,53 @@ impl Request {
             max_tokens: None,
             ending,
             prompt_logprobs: Vec::new(),
+            num_cached: 0,
             told_prompt: false,
         }
+    }
+
+    /// Its sequences.
+    pub(super) fn ids(&self) -> impl Iterator<Item = SequenceId> + use<> {
+        let (turn, request) = (self.turn, self.number);
+        (0..self.request.num_sequences).map(move |idx| SequenceId { turn, request, idx })
+    }
+
+    /// What is known of a sequence.
+    pub(super) fn known(&self, sequence_idx: u32) -> Option<Known<'_>> {
+        let sequence = self.sequences.get(sequence_idx as usize)?;
+        Some(Known {
+            tokens: if sequence.has_run() { &sequence.tokens } else { &self.prompt },
+            salt: self.request.cache_salt.as_deref(),
+            reuses: !self.tells_prompt_logprobs(sequence_idx),
+        })
+    }
+
+    /// Its prompt, as it asks for a slot.
+    pub(super) fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            tokens: &self.prompt,
+            is_arriving: self.max_tokens.is_none(),
+            salt: self.request.cache_salt.as_deref(),
+            reuses: !self.tells_prompt_logprobs(0),
+            num_reserved: self.prompt.len(),
+        }
+    }
+
+    /// Whether a sequence still has to compute all of the prompt, because every position's prediction is asked for.
+    fn tells_prompt_logprobs(&self, sequence_idx: u32) -> bool {
+        // The prompt is the same for all sequences; the first one, which none overtakes, is asked for it.
+        sequence_idx == 0 && !self.told_prompt && self.request.num_prompt_logprobs.is_some()
     }
 
     /// Tokens of the prompt, as far as it has arrived.
     pub(super) fn prompt_len(&self) -> usize {
         self.prompt.len()
+    }
+
+    /// Tokens of prompt and output, at most.
+    pub(super) fn max_len(&self) -> usize {
+        // The last one drawn is never computed.
+        self.prompt.len() + self.max_tokens.unwrap_or(0).saturating_sub(1)
     }
 
     /// Appends a chunk of the prompt.
@@ -130,13 +178,12 @@ impl Request {
         }
     }
 
-    /// The prompt is the same for all sequences; the first one, which none overtakes, is asked for it.
     fn prompt_logprob_step<'a>(
         &self,
         sequence: &'a Sequence,
         scheduled: &Scheduled,
     ) -> Option<PromptLogprobStep<'a>> {
-        let is_asked = scheduled.id.idx == 0 && !self.told_prompt;
+        let is_asked = self.tells_prompt_logprobs(scheduled.id.idx);
         let num_top = self.request.num_prompt_logprobs.filter(|_| is_asked)?;
         let first = scheduled.context_len + 1;
         let end = (first + scheduled.num_tokens).min(self.prompt.len());
@@ -144,6 +191,13 @@ impl Request {
         let is_new = end > 1 + self.prompt_logprobs.len();
         let targets = sequence.tokens.get(first..end).filter(|_| is_new)?;
         Some(PromptLogprobStep { targets, num_top })
+    }
+
+    /// Notes how much of a sequence's tokens was computed by others when it got its slot.
+    pub(super) fn note_admitted(&mut self, sequence_idx: u32, num_cached: usize) {
+        if sequence_idx == 0 && !self.told_prompt {
+            self.num_cached = num_cached;
+        }
     }
 
     /// Notes that a sequence runs in this step. Returns how long it has waited, if this is the first time.
@@ -195,7 +249,8 @@ impl Request {
             .num_prompt_logprobs
             .and(first)
             .map(|first| PromptLogprobs { first: *first, rest: std::mem::take(&mut self.prompt_logprobs) });
-        self.events.send(Event::Prompt { num_tokens: self.prompt.len(), logprobs })
+        let num_cached = self.num_cached;
+        self.events.send(Event::Prompt { num_tokens: self.prompt.len(), num_cached, logprobs })
     }
 
     fn take_token(&mut self, sequence_idx: u32, token: SampledToken, now: Instant) -> Taken {

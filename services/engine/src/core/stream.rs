@@ -13,8 +13,8 @@ use crate::sampler::{SampledToken, TokenLogprobs};
 /// What a request's stream carries, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
-    /// Once, before the first token.
-    Prompt { num_tokens: usize, logprobs: Option<PromptLogprobs> },
+    /// Once, before the first token. `num_cached` of the tokens were computed by other requests.
+    Prompt { num_tokens: usize, num_cached: usize, logprobs: Option<PromptLogprobs> },
     /// A drawn token of one sequence.
     Token { sequence_idx: u32, token: SampledToken },
     /// Once a sequence, its last.

@@ -15,10 +15,12 @@ use fused_vocabulary::TokenId;
 
 use super::thread::{CoreConfig, assemble};
 use super::*;
+use crate::PolicyName;
 use crate::kv::{KvLayout, KvSize};
 use crate::request::tests::{EOS, MAX_MODEL_LEN, model, opening};
 use crate::request::{Limits, PromptReader, ValidGenerateRequest};
 use crate::runner::mock::{Fault, MockRunner, next_token};
+use crate::scheduler::SchedulerConfig;
 
 pub(crate) const NUM_SLOTS: usize = 4;
 
@@ -26,9 +28,29 @@ pub(crate) const NUM_SLOTS: usize = 4;
 pub(crate) fn mock_kv(num_pages: usize) -> KvCache<SimulatedMemory> {
     let layout = KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2, bytes_per_element: 2 };
     let pool_bytes = num_pages * 32;
-    let memory = SimulatedMemory::new(32, pool_bytes).unwrap();
-    KvCache::new(memory, layout, KvSize { num_slots: NUM_SLOTS, max_model_len: MAX_MODEL_LEN, pool_bytes })
-        .unwrap()
+    let memory = SimulatedMemory::with_contents(32, pool_bytes).unwrap();
+    KvCache::new(memory, layout, mock_size(pool_bytes)).unwrap()
+}
+
+pub(crate) fn mock_size(pool_bytes: usize) -> KvSize {
+    KvSize {
+        num_sequences: NUM_SLOTS,
+        num_slots: 2 * NUM_SLOTS,
+        max_model_len: MAX_MODEL_LEN,
+        pool_bytes,
+        shares_prefixes: true,
+    }
+}
+
+/// Bounds for tests.
+pub(crate) fn core_config(token_budget: usize) -> CoreConfig {
+    CoreConfig {
+        scheduler: SchedulerConfig { policy: PolicyName::Sarathi, token_budget, chunk_schedule: None },
+        order: Order::Fcfs,
+        max_wait: None,
+        max_waiting_requests: 8,
+        stream_buffer: 64,
+    }
 }
 
 /// A core, the way to it, and its clock.
@@ -49,7 +71,7 @@ struct Client {
 
 impl Harness {
     fn new(num_pages: usize) -> Self {
-        Self::with(num_pages, CoreConfig { token_budget: 16, max_waiting_requests: 8, stream_buffer: 64 })
+        Self::with(num_pages, core_config(16))
     }
 
     fn with(num_pages: usize, config: CoreConfig) -> Self {

@@ -3,18 +3,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fused_lifecycle::Lifecycle;
 use fused_status::{Code, Error};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::admission::PrefillRate;
 use super::door::{Bell, Command, Door, Load};
 use super::{Clock, EngineCore, Progress};
+use crate::Order;
 use crate::events::{self, CoreEvents};
 use crate::kv::KvCache;
 use crate::runner::Runner;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, SchedulerConfig};
 
 /// Commands in the core's queue, beyond one for every request that may wait.
 const SPARE_COMMANDS: usize = 1024;
@@ -22,7 +24,10 @@ const SPARE_COMMANDS: usize = 1024;
 /// How the core bounds its work.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CoreConfig {
-    pub(crate) token_budget: usize,
+    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) order: Order,
+    /// A request is refused where the prompts before it take longer.
+    pub(crate) max_wait: Option<Duration>,
     pub(crate) max_waiting_requests: usize,
     pub(crate) stream_buffer: usize,
 }
@@ -74,7 +79,11 @@ pub(super) fn assemble<R: Runner>(
     let core = EngineCore {
         runner,
         kv,
-        scheduler: Scheduler::new(config.token_budget),
+        scheduler: Scheduler::new(config.scheduler),
+        order: config.order,
+        max_wait: config.max_wait,
+        prefill_rate: PrefillRate::default(),
+        started: clock(),
         requests: BTreeMap::new(),
         numbers: HashMap::new(),
         commands,
@@ -88,6 +97,7 @@ pub(super) fn assemble<R: Runner>(
         queue: Arc::new(Semaphore::new(config.max_waiting_requests)),
         next_number: Arc::new(AtomicU64::new(0)),
         stream_buffer: config.stream_buffer,
+        max_wait: config.max_wait,
         load: load_seen,
     };
     (core, door)

@@ -1,92 +1,116 @@
-use std::cmp::Reverse;
-use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
-use fused_virtual_memory::{Access, HandleId, HostMemory, RangeId, VirtualMemory};
+use fused_virtual_memory::{Pinned, RangeId, Span, VirtualMemory};
+use fused_vocabulary::TokenId;
 
-use super::{Error, KvLayout, KvSize, KvStats};
+use super::extents::Extents;
+use super::mapper::Mapper;
+use super::pages::Exactly;
+use super::parked::Parked;
+use super::prefix::PrefixIndex;
+use super::slot::{Slot, State};
+use super::{Error, KvLayout, KvSize, KvStats, SlotId};
 
-/// Pages mapped beyond the need whenever a slot grows and nobody has to give any up for it: a decode then maps once in
-/// several pages, with one wait.
-const NUM_PAGES_AHEAD: usize = 2;
-
-/// Which slot; an index below the number of slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotId(u32);
-
-impl SlotId {
-    /// The slot's index.
-    #[must_use]
-    pub fn idx(self) -> usize {
-        self.0 as usize
-    }
-}
+/// The part of the pool that is kept free for the growth of live sequences when another one is to be admitted: a hundredth.
+const WATERMARK_DIVISOR: usize = 100;
 
 /// All keys and values of all sequences.
 #[derive(Debug)]
-pub struct KvCache<M> {
-    memory: M,
-    layout: KvLayout,
-    size: KvSize,
-    slots: Vec<Slot>,
-    /// Created and mapped nowhere.
-    unmapped: Vec<HandleId>,
-    num_created: usize,
-    num_pages: usize,
-    num_releases: u64,
+pub struct KvCache<M: VirtualMemory> {
+    pub(super) memory: Arc<M>,
+    pub(super) layout: KvLayout,
+    pub(super) size: KvSize,
+    pub(super) slots: Vec<Slot>,
+    pub(super) extents: Extents,
+    pub(super) parked: Parked,
+    /// `None`: keys and values are not used again.
+    pub(super) index: Option<PrefixIndex>,
+    pub(super) mapper: Mapper,
+    /// Pages on their way into slots.
+    pub(super) num_in_transit: usize,
+    /// To be carried out, in order, before the next step runs. Both ends stay as they are until then.
+    pub(super) copies: Vec<KvCopy>,
+    /// Counts lives of slots and uses of parked ones.
+    pub(super) tick: u64,
+    pub(super) num_releases: u64,
+    pub(super) num_driver_calls: u64,
+    /// Tokens by which a sequence grows after it was admitted, a moving average.
+    pub(super) typical_growth: f64,
 }
 
-#[derive(Debug)]
-struct Slot {
-    range: RangeId,
-    /// Mapped from the slot's start on, without a gap, readable and writable.
-    pages: Vec<HandleId>,
-    state: State,
+/// Keys and values of one slot that another one needs too, in bytes from the start of both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvCopy {
+    /// Where they are.
+    pub from: SlotId,
+    /// Where they are needed.
+    pub to: SlotId,
+    /// Which.
+    pub bytes: Range<usize>,
 }
 
-#[derive(Debug)]
-enum State {
-    Live {
-        num_tokens: usize,
-    },
-    /// `since` orders the slots by when they were given back.
-    Parked {
-        since: u64,
-    },
+/// What a step does with a slot.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotUse {
+    /// Which slot.
+    pub slot: SlotId,
+    /// Tokens that are only read.
+    pub context_len: usize,
+    /// Tokens behind them, which are written.
+    pub num_tokens: usize,
 }
 
 impl<M: VirtualMemory> KvCache<M> {
-    /// Reserves the addresses of all slots. Physical pages are created as they are needed.
+    /// Reserves the addresses of all slots. Physical pages are created as they are needed. Nothing is mapped ahead of a
+    /// step by another thread before [`start_mapper`](Self::start_mapper).
     ///
     /// # Errors
     /// The pool cannot hold one sequence of the greatest length, or the system refuses.
-    pub fn new(mut memory: M, layout: KvLayout, size: KvSize) -> Result<Self, Error> {
+    pub fn new(memory: M, layout: KvLayout, size: KvSize) -> Result<Self, Error> {
         let page_bytes = memory.page_bytes();
         let num_pages = size.pool_bytes / page_bytes;
+        let num_slots = size.num_slots.max(size.num_sequences);
         let slot_bytes = size
             .max_model_len
             .checked_mul(layout.token_bytes())
             .and_then(|bytes| bytes.checked_next_multiple_of(page_bytes))
-            .filter(|bytes| *bytes > 0 && size.num_slots > 0 && u32::try_from(size.num_slots).is_ok())
+            .filter(|bytes| *bytes > 0 && size.num_sequences > 0 && u32::try_from(num_slots).is_ok())
             .ok_or(Error::Unaddressable(size))?;
         if slot_bytes / page_bytes > num_pages {
             return Err(Error::PoolTooSmall { slot_bytes, pool_bytes: num_pages * page_bytes });
         }
-        let slots = (0..size.num_slots).map(|_| {
-            let range = memory.reserve(slot_bytes)?;
-            Ok(Slot { range, pages: Vec::new(), state: State::Parked { since: 0 } })
-        });
-        let slots = slots.collect::<Result<_, Error>>()?;
+        let slots = (0..num_slots).map(|_| Ok(Slot::new(memory.reserve(slot_bytes)?)));
+        let slots = slots.collect::<Result<Vec<_>, Error>>()?;
+        let mut parked = Parked::default();
+        (0..num_slots).for_each(|slot| parked.insert(slot, 0, 0));
         Ok(Self {
-            memory,
+            memory: Arc::new(memory),
             layout,
             size,
             slots,
-            unmapped: Vec::new(),
-            num_created: 0,
-            num_pages,
+            extents: Extents::new(num_pages),
+            parked,
+            index: size.shares_prefixes.then(PrefixIndex::default),
+            mapper: Mapper::inline(),
+            num_in_transit: 0,
+            copies: Vec::new(),
+            tick: 0,
             num_releases: 0,
+            num_driver_calls: 0,
+            typical_growth: 0.0,
         })
+    }
+
+    /// From now on a thread of its own maps ahead.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start_mapper(&mut self) -> Result<(), Error> {
+        self.settle()?;
+        self.mapper = Mapper::thread(&self.memory, self.slots.len())?;
+        Ok(())
     }
 
     /// What a token looks like in memory.
@@ -95,247 +119,224 @@ impl<M: VirtualMemory> KvCache<M> {
         &self.layout
     }
 
-    /// Sequences that run at the same time.
+    /// How the memory is divided.
     #[must_use]
-    pub fn num_slots(&self) -> usize {
-        self.slots.len()
+    pub fn size(&self) -> &KvSize {
+        &self.size
     }
 
-    /// Takes the parked slot whose pages fit best: the fewest that suffice, else the most. `None` while all are live.
+    /// The memory below.
     #[must_use]
-    pub fn acquire(&mut self, expected_tokens: usize) -> Option<SlotId> {
-        let needed = self.pages_for(expected_tokens);
-        let parked = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_parked());
-        let (idx, _) = parked.min_by_key(|(_, slot)| {
-            let num_pages = slot.pages.len();
-            if num_pages >= needed { (false, num_pages) } else { (true, needed - num_pages) }
-        })?;
-        self.slots[idx].state = State::Live { num_tokens: 0 };
-        Some(SlotId(u32::try_from(idx).ok()?))
+    pub fn memory(&self) -> &M {
+        &self.memory
     }
 
-    /// Maps what the slot still needs to hold `num_tokens`. Pages that are in use by nobody else are taken for it:
-    /// free ones first, then parked ones, then what live slots have mapped ahead of their need.
+    /// Holds slots for a step that is about to work on them.
+    ///
+    /// # Errors
+    /// Tokens that were not ensured, or a slot twice.
+    pub fn pin(&self, uses: impl IntoIterator<Item = SlotUse>) -> Result<Pinned<M>, Error> {
+        let spans = uses.into_iter().map(|SlotUse { slot, context_len, num_tokens }| {
+            let num_tokens = context_len + num_tokens;
+            let token_bytes = self.layout.token_bytes();
+            let range = self.range_of(slot, num_tokens)?;
+            Ok(Span { range, len: num_tokens * token_bytes, writable_from: context_len * token_bytes })
+        });
+        Ok(Pinned::new(&self.memory, spans.collect::<Result<Vec<_>, Error>>()?)?)
+    }
+
+    /// Holds the two slots of a copy.
+    ///
+    /// # Errors
+    /// They are not what they were when the copy was decided.
+    pub fn pin_copy(&self, copy: &KvCopy) -> Result<Pinned<M>, Error> {
+        let KvCopy { from, to, bytes } = copy;
+        let span = |slot: &SlotId, writable_from| {
+            let range = self.slots.get(slot.idx()).map(|slot| slot.range);
+            let range = range.ok_or(Error::NotHeld { slot: *slot, num_tokens: 0 })?;
+            Ok::<_, Error>(Span { range, len: bytes.end, writable_from })
+        };
+        Ok(Pinned::new(&self.memory, [span(from, bytes.end)?, span(to, bytes.start)?])?)
+    }
+
+    /// Where a slot's addresses are, if `num_tokens` are ensured in it.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn range_of(&self, slot: SlotId, num_tokens: usize) -> Result<RangeId, Error> {
+        match self.held_tokens(slot) {
+            Some(held) if num_tokens <= held => Ok(self.slots[slot.idx()].range),
+            _ => Err(Error::NotHeld { slot, num_tokens }),
+        }
+    }
+
+    /// Where a slot's addresses are, whatever is in it.
+    #[cfg(test)]
+    pub(crate) fn range(&self, slot: SlotId) -> RangeId {
+        self.slots[slot.idx()].range
+    }
+
+    /// What must be copied before the next step, for whoever runs it. From now on both ends may change.
+    #[must_use]
+    pub fn take_copies(&mut self) -> Vec<KvCopy> {
+        std::mem::take(&mut self.copies)
+    }
+
+    /// Whether something must be copied before the next step.
+    #[must_use]
+    pub fn has_copies(&self) -> bool {
+        !self.copies.is_empty()
+    }
+
+    /// Maps what the slot still needs to hold `num_tokens`, of what no live sequence needs: free pages first, then parked
+    /// ones, those longest out of use, then what live sequences have mapped ahead of their need.
     ///
     /// # Errors
     /// [`Error::OutOfPages`] where the other live slots need the rest; the slot holds what it held before.
     pub fn ensure(&mut self, slot: SlotId, num_tokens: usize) -> Result<(), Error> {
         let held = self.held_tokens(slot).ok_or(Error::NotHeld { slot, num_tokens })?;
         if num_tokens > self.size.max_model_len {
-            return Err(Error::NotHeld { slot, num_tokens });
+            return Err(Error::TooLong { num_tokens, max_model_len: self.size.max_model_len });
         }
-        let num_tokens = num_tokens.max(held);
-        let needed = self.pages_for(num_tokens);
-        if needed > self.slots[slot.idx()].pages.len() {
-            if needed - self.pages_for(held) > self.available_pages() {
-                return Err(Error::OutOfPages);
+        if num_tokens > held {
+            self.grow_to(slot.idx(), self.pages_for(num_tokens), Exactly::No)?;
+            if let State::Live { num_tokens: held, .. } = &mut self.slots[slot.idx()].state {
+                *held = num_tokens;
             }
-            while self.slots[slot.idx()].pages.len() < needed {
-                let page = self.take_page(slot)?;
-                self.map_page(slot, page)?;
-            }
-            self.map_ahead(slot);
         }
-        self.slots[slot.idx()].state = State::Live { num_tokens };
         Ok(())
     }
 
-    /// Gives a slot back; its pages stay mapped. Returns how many bytes those are, 0 for a slot that was not live.
-    pub fn release(&mut self, slot: SlotId) -> usize {
-        if self.held_tokens(slot).is_none() {
-            return 0;
+    /// Notes that a step has computed these tokens, the next ones of the slot.
+    pub fn computed(&mut self, slot: SlotId, tokens: &[TokenId]) {
+        let Some(Slot { content, .. }) = self.slots.get_mut(slot.idx()) else { return };
+        match &mut self.index {
+            Some(index) => content.compute(slot.idx(), tokens, index),
+            None => content.num_valid += tokens.len(),
         }
-        self.num_releases += 1;
-        let page_bytes = self.memory.page_bytes();
-        let slot = &mut self.slots[slot.idx()];
-        slot.state = State::Parked { since: self.num_releases };
-        slot.pages.len() * page_bytes
     }
 
-    /// Whether a new sequence of so many tokens would find its pages, and every live slot one more beside it. Admitting
-    /// without that room would only lead to the youngest giving way at once.
+    /// Gives a slot back; its pages stay mapped. Returns how many bytes the sequence needed, 0 for a slot that was not
+    /// live.
+    pub fn release(&mut self, slot: SlotId) -> usize {
+        let idx = slot.idx();
+        let Some(State::Live { num_tokens, num_admitted, .. }) = self.slots.get(idx).map(|slot| slot.state)
+        else {
+            return 0;
+        };
+        let bytes = self.slots[idx].num_needed_pages() * self.memory.page_bytes();
+        self.need(idx, 0);
+        self.tick += 1;
+        self.num_releases += 1;
+        self.typical_growth += (num_tokens.saturating_sub(num_admitted) as f64 - self.typical_growth) / 32.0;
+        let content = &mut self.slots[idx].content;
+        match &mut self.index {
+            // What is known of a prompt but was never computed is of no use to anybody.
+            Some(index) => content.truncate(idx, content.num_valid, index),
+            None => content.num_valid = 0,
+        }
+        self.slots[idx].state = State::Parked { since: self.tick };
+        self.parked.insert(idx, self.tick, self.slots[idx].num_pages());
+        bytes
+    }
+
+    /// Slots in use.
     #[must_use]
-    pub fn has_room_for(&self, num_tokens: usize) -> bool {
-        let num_live = self.slots.iter().filter(|slot| !slot.is_parked()).count();
-        self.pages_for(num_tokens) + num_live <= self.available_pages()
+    pub fn num_live(&self) -> usize {
+        self.slots.len() - self.parked.len()
+    }
+
+    /// Counts the slots that were given back: while it stays the same, nobody for whom there was no room finds some.
+    #[must_use]
+    pub fn num_releases(&self) -> u64 {
+        self.num_releases
+    }
+
+    /// Driver calls until now, those of the mapper's thread included.
+    #[must_use]
+    pub fn num_driver_calls(&self) -> u64 {
+        self.num_driver_calls
+    }
+
+    /// How long steps have waited for the mapper's thread, in all.
+    #[must_use]
+    pub fn waited_for_mapper(&self) -> Duration {
+        self.mapper.waited()
+    }
+
+    /// Time that a simulated driver has spent beside the steps, not before them.
+    #[must_use]
+    pub fn spent_ahead(&self) -> Duration {
+        self.mapper.spent()
     }
 
     /// Where the pages are.
     #[must_use]
     pub fn stats(&self) -> KvStats {
         let page_bytes = self.memory.page_bytes();
-        let num_free = self.unmapped.len() + self.num_pages - self.num_created;
+        let num_parked = self.extents.num_available() - self.extents.num_free();
         let mut stats = KvStats {
-            total_bytes: self.num_pages * page_bytes,
-            free_bytes: num_free * page_bytes,
+            total_bytes: self.extents.num_pages() * page_bytes,
+            mapped_bytes: self.extents.num_needed() * page_bytes,
+            parked_bytes: num_parked * page_bytes,
+            free_bytes: self.extents.num_free() * page_bytes,
+            live_slots: self.num_live(),
             ..KvStats::default()
         };
-        for slot in &self.slots {
-            let bytes = slot.pages.len() * page_bytes;
-            match slot.state {
-                State::Live { .. } => {
-                    stats.mapped_bytes += bytes;
-                    stats.live_slots += 1;
-                }
-                State::Parked { .. } => stats.parked_bytes += bytes,
-            }
+        for slot in self.slots.iter().filter(|slot| slot.is_live()) {
+            let needed_bytes = slot.num_needed_pages() * page_bytes;
+            stats.ahead_bytes += (slot.num_pages() - slot.num_needed_pages()) * page_bytes;
+            stats.unused_bytes +=
+                needed_bytes.saturating_sub(slot.content.num_valid * self.layout.token_bytes());
         }
         stats
     }
 
-    /// What must hold after every step, for debug builds: no page is lost, and none is in two places.
+    /// What must hold after every step, for debug builds: no page is lost, every count is that of the slots, nobody writes
+    /// where others read, and the index knows whole blocks of what is there and nothing else.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        let stats = self.stats();
-        let mut seen = BTreeSet::new();
-        let mut pages = self.slots.iter().flat_map(|slot| &slot.pages).chain(&self.unmapped);
-        pages.all(|page| seen.insert(*page))
-            && stats.mapped_bytes + stats.parked_bytes + stats.free_bytes == stats.total_bytes
+        let uses = self.slots.iter().flat_map(|slot| {
+            let needed = |nth| nth < slot.num_needed;
+            slot.extents.iter().enumerate().map(move |(nth, mapped)| (mapped.extent, needed(nth)))
+        });
+        let slot_is = |slot: &Slot| {
+            let mut end = 0;
+            let contiguous = slot.extents.iter().all(|mapped| {
+                end += self.extents.num_pages_of(mapped.extent);
+                mapped.end == end && !(mapped.is_writable && self.extents.is_shared(mapped.extent))
+            });
+            let valid_bytes = slot.content.num_valid * self.layout.token_bytes();
+            contiguous
+                && slot.num_needed <= slot.extents.len()
+                && (slot.is_live() || slot.num_needed == 0)
+                && valid_bytes <= slot.num_pages() * self.memory.page_bytes()
+        };
+        let num_entries: usize = self.slots.iter().map(|slot| slot.content.num_entries()).sum();
+        self.extents.is_consistent(uses, self.num_in_transit)
+            && self.slots.iter().all(slot_is)
+            && self.index.as_ref().is_none_or(|index| index.num_entries() == num_entries)
+            && self.slots.iter().filter(|slot| !slot.is_live()).count() == self.parked.len()
     }
 
-    /// The memory below, to look at in tests.
-    #[cfg(test)]
-    pub(crate) fn memory(&self) -> &M {
-        &self.memory
-    }
-
-    /// Pages that no live slot needs for the tokens it holds.
-    fn available_pages(&self) -> usize {
-        let needed: usize = self.slots.iter().map(|slot| self.needed_pages(slot)).sum();
-        self.num_pages - needed
-    }
-
-    fn needed_pages(&self, slot: &Slot) -> usize {
-        match slot.state {
-            State::Live { num_tokens } => self.pages_for(num_tokens),
-            State::Parked { .. } => 0,
-        }
-    }
-
-    fn pages_for(&self, num_tokens: usize) -> usize {
+    pub(super) fn pages_for(&self, num_tokens: usize) -> usize {
         num_tokens.saturating_mul(self.layout.token_bytes()).div_ceil(self.memory.page_bytes())
+    }
+
+    /// Pages that are left alone when another sequence is admitted: a hundredth of the pool, and at least one for each
+    /// live sequence. Without them the youngest would only have to give way at once.
+    pub(super) fn watermark(&self) -> usize {
+        match self.num_live() {
+            0 => 0,
+            num_live => num_live.max(self.extents.num_pages() / WATERMARK_DIVISOR),
+        }
     }
 
     /// Tokens ensured in a live slot.
     fn held_tokens(&self, slot: SlotId) -> Option<usize> {
         match self.slots.get(slot.idx())?.state {
-            State::Live { num_tokens } => Some(num_tokens),
+            State::Live { num_tokens, .. } => Some(num_tokens),
             State::Parked { .. } => None,
         }
-    }
-
-    /// Nobody needs these pages, so no error either: whoever does need one says why there is none.
-    fn map_ahead(&mut self, slot: SlotId) {
-        let most = self.pages_for(self.size.max_model_len);
-        for _ in 0..NUM_PAGES_AHEAD {
-            if self.slots[slot.idx()].pages.len() == most {
-                break;
-            }
-            let Ok(Some(page)) = self.free_page() else { break };
-            if self.map_page(slot, page).is_err() {
-                break;
-            }
-        }
-    }
-
-    /// Maps a page behind the slot's others. Where that fails the page is free again.
-    fn map_page(&mut self, slot: SlotId, page: HandleId) -> Result<(), Error> {
-        let page_bytes = self.memory.page_bytes();
-        let Slot { range, pages, .. } = &mut self.slots[slot.idx()];
-        let offset = pages.len() * page_bytes;
-        let mapped = self.memory.map(*range, offset, page).and_then(|()| {
-            let accessible = self.memory.set_access(*range, offset, page_bytes, Access::ReadWrite);
-            accessible.or_else(|error| self.memory.unmap(*range, offset, page_bytes).and(Err(error)))
-        });
-        match mapped {
-            Ok(()) => pages.push(page),
-            Err(_) => self.unmapped.push(page),
-        }
-        Ok(mapped?)
-    }
-
-    /// A page that no slot but `slot` needs, unmapped.
-    fn take_page(&mut self, slot: SlotId) -> Result<HandleId, Error> {
-        let free = self.free_page();
-        if let Ok(Some(page)) = free {
-            return Ok(page);
-        }
-        let Some(victim_idx) = self.victim(slot) else {
-            free?;
-            return Err(Error::OutOfPages);
-        };
-        let page_bytes = self.memory.page_bytes();
-        let Slot { range, pages, .. } = &mut self.slots[victim_idx];
-        let page = pages.pop().ok_or(Error::OutOfPages)?;
-        let unmapped = self.memory.unmap(*range, pages.len() * page_bytes, page_bytes);
-        if let Err(error) = unmapped {
-            pages.push(page);
-            return Err(error.into());
-        }
-        Ok(page)
-    }
-
-    /// A page in no slot; `None` when the pool is used up.
-    fn free_page(&mut self) -> Result<Option<HandleId>, Error> {
-        if let Some(page) = self.unmapped.pop() {
-            return Ok(Some(page));
-        }
-        if self.num_created == self.num_pages {
-            return Ok(None);
-        }
-        let page = self.memory.create(self.memory.page_bytes())?;
-        self.num_created += 1;
-        Ok(Some(page))
-    }
-
-    /// Who loses a page: the parked slot with most of them, among equals the one parked longest; failing that, the live
-    /// one with most beyond its need.
-    fn victim(&self, taker: SlotId) -> Option<usize> {
-        let candidates = self.slots.iter().enumerate().filter(|(idx, _)| *idx != taker.idx());
-        let with_surplus = candidates.filter_map(|(idx, slot)| {
-            let surplus = slot.pages.len() - self.needed_pages(slot);
-            let age = match slot.state {
-                State::Live { .. } => None,
-                State::Parked { since } => Some(Reverse(since)),
-            };
-            (surplus > 0).then_some((age.is_some(), surplus, age, idx))
-        });
-        with_surplus.max().map(|(.., idx)| idx)
-    }
-}
-
-impl<M: HostMemory> KvCache<M> {
-    /// The first `num_tokens` of a slot.
-    ///
-    /// # Errors
-    /// They were not ensured.
-    pub fn slot_bytes(&self, slot: SlotId, num_tokens: usize) -> Result<&[u8], Error> {
-        let range = self.range_of(slot, num_tokens)?;
-        Ok(self.memory.bytes(range, 0, num_tokens * self.layout.token_bytes())?)
-    }
-
-    /// Some tokens of a slot, to write.
-    ///
-    /// # Errors
-    /// They were not ensured.
-    pub fn slot_bytes_mut(&mut self, slot: SlotId, tokens: Range<usize>) -> Result<&mut [u8], Error> {
-        let range = self.range_of(slot, tokens.end)?;
-        let token_bytes = self.layout.token_bytes();
-        let len = tokens.len() * token_bytes;
-        let offset = tokens.end * token_bytes - len;
-        Ok(self.memory.bytes_mut(range, offset, len)?)
-    }
-
-    fn range_of(&self, slot: SlotId, num_tokens: usize) -> Result<RangeId, Error> {
-        match self.held_tokens(slot) {
-            Some(held) if num_tokens <= held => Ok(self.slots[slot.idx()].range),
-            _ => Err(Error::NotHeld { slot, num_tokens }),
-        }
-    }
-}
-
-impl Slot {
-    fn is_parked(&self) -> bool {
-        matches!(self.state, State::Parked { .. })
     }
 }

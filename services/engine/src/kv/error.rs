@@ -3,7 +3,7 @@ use super::{KvSize, SlotId};
 /// Why KV memory cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// All pages are in use by live slots: somebody must give way.
+    /// All pages are needed by live sequences: somebody must give way.
     #[error("all pages of KV memory are in use")]
     OutOfPages,
     /// One sequence of the greatest length does not fit.
@@ -25,6 +25,20 @@ pub enum Error {
         /// How many tokens were asked for.
         num_tokens: usize,
     },
+    /// No slot is long enough.
+    #[error("{num_tokens} tokens are longer than any slot, which has {max_model_len}")]
+    TooLong {
+        /// How many tokens were to be held.
+        num_tokens: usize,
+        /// How many a slot holds.
+        max_model_len: usize,
+    },
+    /// The system has no thread to give for mapping ahead.
+    #[error("the mapper's thread cannot be started")]
+    Thread(#[source] std::io::Error),
+    /// The thread that maps ahead has ended before its time.
+    #[error("the mapper's thread has ended")]
+    MapperEnded,
     /// The system refused.
     #[error("virtual memory for keys and values failed")]
     Memory(#[from] fused_virtual_memory::Error),

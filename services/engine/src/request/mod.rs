@@ -47,10 +47,8 @@ pub(crate) struct ValidGenerateRequest {
     /// From arrival.
     pub(crate) timeout: Option<Duration>,
     /// Prefixes are shared only between requests with the same one; never empty.
-    #[cfg_attr(not(test), expect(dead_code, reason = "until the prefix index reads it"))]
     pub(crate) cache_salt: Option<Arc<str>>,
     /// Lower is earlier, where the order asks for it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "until the order of the waiting reads it"))]
     pub(crate) priority: i32,
     /// Keeps everybody else from making one.
     _validated: (),

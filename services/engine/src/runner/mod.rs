@@ -10,7 +10,7 @@ pub(crate) mod mock;
 use fused_virtual_memory::VirtualMemory;
 use fused_vocabulary::TokenId;
 
-use crate::kv::{KvCache, SlotId};
+use crate::kv::{KvCache, KvCopy, SlotId};
 use crate::sampler::{SampleStep, SampledToken, TokenLogprobs};
 
 /// What one sequence does in one step: `tokens` are appended behind `context_len` tokens that its slot already holds.
@@ -56,6 +56,13 @@ pub struct RunnerError {
     pub message: String,
 }
 
+impl RunnerError {
+    /// What went wrong on the way to a runner's device.
+    pub(crate) fn new<R: Runner>(error: &dyn std::error::Error) -> Self {
+        Self { device: std::any::type_name::<R>().to_owned(), message: error.to_string() }
+    }
+}
+
 /// A device that runs batches.
 pub trait Runner: Send + 'static {
     /// The memory the device computes on.
@@ -69,6 +76,12 @@ pub trait Runner: Send + 'static {
     fn step(
         &mut self,
         sequences: &[SequenceStep<'_>],
-        kv: &mut KvCache<Self::Memory>,
+        kv: &KvCache<Self::Memory>,
     ) -> Result<Vec<SequenceOutput>, RunnerError>;
+
+    /// Copies keys and values between slots, in order, before the next step.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn copy(&mut self, copies: &[KvCopy], kv: &KvCache<Self::Memory>) -> Result<(), RunnerError>;
 }

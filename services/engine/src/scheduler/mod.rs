@@ -1,11 +1,17 @@
-//! Who runs how many tokens in the next step: stall-free batching with chunked prefill (Sarathi-Serve, OSDI'24).
+//! Who runs how many tokens in the next step: stall-free batching with chunked prefill (Sarathi-Serve, OSDI'24), and the
+//! policies it is compared with.
 //!
-//! Every step has a budget of tokens. Running decodes come first, one token each; then the prompts being prefilled, in
-//! chunks of what the budget leaves; then waiting sequences, as long as slots and memory last. So a long prompt never
-//! holds up a decode. Pure: no clock, no I/O, no randomness; plain numbers in, a plan out. Arrival decides all order, and
-//! where memory runs short the youngest gives way; before it, and also where slots run short, those whose prompt does not
-//! come on.
+//! Every step has a budget of tokens. By default running decodes come first, one token each; then the prompts being
+//! prefilled, in chunks of what the budget leaves; then waiting sequences, as long as slots and memory last. So a long prompt
+//! never holds up a decode. Other policies divide the same work otherwise (`policy`). Pure: no clock, no I/O, no randomness;
+//! plain numbers in, a plan out.
+//!
+//! Turn and arrival decide all order. Where memory runs short the last in order gives way, a bounded number of times: after
+//! that it is admitted only with memory for all it may come to. Before it, and also where slots run short, those give way
+//! whose prompt does not come on.
 
+mod plan;
+mod policy;
 mod progress;
 #[cfg(test)]
 mod tests;
@@ -14,14 +20,25 @@ mod waiting;
 use std::collections::BTreeMap;
 
 use fused_virtual_memory::VirtualMemory;
+use fused_vocabulary::TokenId;
 
-use crate::kv::{self, KvCache, SlotId};
+use crate::kv::{self, Admission, Candidate, KvCache, SlotId};
+use crate::{ChunkSchedule, PolicyName};
+use plan::Plan;
+use policy::{Admits, Prefills, StepKind};
 use progress::{Progress, Running};
 use waiting::Waiting;
 
-/// Which sequence; ordered by arrival.
+/// How often a sequence gives way to an older one; the next time it is admitted with all the memory it may need.
+const MAX_PREEMPTIONS: u32 = 4;
+/// Sequences passed over in one step because another computes their prefix. Behind them nobody is looked at.
+const MAX_PASSED_OVER: usize = 64;
+
+/// Which sequence; ordered by turn, then by arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SequenceId {
+    /// When its request's turn is; the lower the earlier. The same for all where arrival alone decides.
+    pub(crate) turn: i64,
     /// Number of its request, counted from the start of the engine.
     pub(crate) request: u64,
     /// Which of the request's sequences.
@@ -33,7 +50,9 @@ pub(crate) struct SequenceId {
 pub(crate) struct Step {
     /// Each sequence at most once.
     pub(crate) scheduled: Vec<Scheduled>,
-    /// Sequences that gave way: their slots are free and they wait again, to be computed from their first token on.
+    /// Sequences that have got a slot, with the number of their tokens that were computed before.
+    pub(crate) admitted: Vec<(SequenceId, usize)>,
+    /// Sequences that gave way: their slots are free and they wait again.
     pub(crate) preempted: Vec<SequenceId>,
     /// Sequences for which there is no memory although nobody is left to give way; removed.
     pub(crate) failed: Vec<(SequenceId, kv::Error)>,
@@ -42,7 +61,8 @@ pub(crate) struct Step {
 impl Step {
     /// Whether nothing runs and nothing has changed, so that the next step would be the same.
     pub(crate) fn is_empty(&self) -> bool {
-        self.scheduled.is_empty() && self.preempted.is_empty() && self.failed.is_empty()
+        let Self { scheduled, admitted, preempted, failed } = self;
+        scheduled.is_empty() && admitted.is_empty() && preempted.is_empty() && failed.is_empty()
     }
 }
 
@@ -52,7 +72,7 @@ pub(crate) struct Scheduled {
     pub(crate) id: SequenceId,
     /// Memory for `context_len + num_tokens` tokens is mapped.
     pub(crate) slot: SlotId,
-    /// Tokens computed in earlier steps.
+    /// Tokens computed in earlier steps, or by others.
     pub(crate) context_len: usize,
     /// Tokens of this step, at least one.
     pub(crate) num_tokens: usize,
@@ -60,19 +80,41 @@ pub(crate) struct Scheduled {
     pub(crate) reaches_end: bool,
 }
 
-/// Waiting and running sequences, both in order of arrival. A sequence is in one of them.
+/// What a sequence's tokens are, for those that ask for a slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known<'a> {
+    /// All that are known.
+    pub(crate) tokens: &'a [TokenId],
+    /// Only sequences with the same one share a prefix.
+    pub(crate) salt: Option<&'a str>,
+    /// Whether what others have computed will do.
+    pub(crate) reuses: bool,
+}
+
+/// How steps are made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SchedulerConfig {
+    pub(crate) policy: PolicyName,
+    /// The most tokens of one step; at least the number of running sequences, so that no decode is ever left out and a
+    /// prefill always gets some.
+    pub(crate) token_budget: usize,
+    /// Chunks that become smaller as a prompt goes on; none: all that the budget leaves.
+    pub(crate) chunk_schedule: Option<ChunkSchedule>,
+}
+
+/// Waiting and running sequences, both in order. A sequence is in one of them.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    token_budget: usize,
+    config: SchedulerConfig,
     waiting: Waiting,
     running: BTreeMap<SequenceId, Running>,
+    /// For whom there was no room, and how many slots had been released then: before another one is, there is none.
+    blocked: Option<(SequenceId, u64)>,
 }
 
 impl Scheduler {
-    /// `token_budget`: the most tokens of one step; at least the number of slots, so that no decode is ever left out and
-    /// a prefill, which has a slot too, always gets some.
-    pub(crate) fn new(token_budget: usize) -> Self {
-        Self { token_budget, waiting: Waiting::default(), running: BTreeMap::new() }
+    pub(crate) fn new(config: SchedulerConfig) -> Self {
+        Self { config, waiting: Waiting::default(), running: BTreeMap::new(), blocked: None }
     }
 
     /// Puts a sequence without tokens into the queue.
@@ -85,12 +127,16 @@ impl Scheduler {
         self.update(id, |progress| progress.num_tokens += num_tokens);
     }
 
-    /// The prompt of a sequence has arrived whole.
-    pub(crate) fn complete_prompt(&mut self, id: SequenceId) {
-        self.update(id, |progress| progress.prompt_is_complete = true);
+    /// The prompt of a sequence has arrived whole. `max_tokens`: of prompt and output; `num_cached`: those that need not be
+    /// computed, as far as is known now.
+    pub(crate) fn complete_prompt(&mut self, id: SequenceId, max_tokens: usize, num_cached: usize) {
+        self.update(id, |progress| {
+            progress.max_tokens = Some(max_tokens);
+            progress.num_cached = num_cached;
+        });
     }
 
-    /// Forgets a sequence and gives its slot back. Returns the bytes that were mapped for it, `None` if it is unknown.
+    /// Forgets a sequence and gives its slot back. Returns the bytes that it needed, `None` if it is unknown.
     pub(crate) fn remove<M: VirtualMemory>(&mut self, id: SequenceId, kv: &mut KvCache<M>) -> Option<usize> {
         if let Some(running) = self.running.remove(&id) {
             return Some(kv.release(running.slot));
@@ -98,18 +144,22 @@ impl Scheduler {
         self.waiting.remove(id).map(|_| 0)
     }
 
-    /// Decides the next step and maps the memory for it.
-    pub(crate) fn schedule<M: VirtualMemory>(&mut self, kv: &mut KvCache<M>) -> Step {
-        let mut plan = Plan { step: Step::default(), budget: self.token_budget };
-        for decodes in [true, false] {
-            let ids: Vec<_> =
-                self.running.iter().filter(|(_, r)| r.is_decode() == decodes).map(|(id, _)| *id).collect();
-            for id in ids {
-                self.continue_running(id, &mut plan, kv);
+    /// Decides the next step and maps the memory for it. `known` says what the tokens of a sequence are.
+    pub(crate) fn schedule<'a, M: VirtualMemory>(
+        &mut self,
+        kv: &mut KvCache<M>,
+        known: impl Fn(SequenceId) -> Option<Known<'a>>,
+    ) -> Step {
+        let mut step = Step::default();
+        for kind in policy::steps(self.config.policy) {
+            let mut plan = Plan::new(*kind, self.config.chunk_schedule, self.budget(kind, kv), step);
+            self.fill(&mut plan, kv, &known);
+            step = plan.step;
+            if !step.scheduled.is_empty() {
+                break;
             }
         }
-        self.admit_waiting(&mut plan, kv);
-        plan.step
+        step
     }
 
     /// Records that a step has run.
@@ -131,10 +181,10 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// Tokens ready and not computed as yet, apart from the one that every decode is about to compute.
+    /// Tokens ready and to be computed, apart from the one that every decode is about to compute.
     pub(crate) fn num_tokens_to_prefill(&self) -> usize {
         let prefills = self.running.values().filter(|running| !running.is_decode());
-        self.waiting.num_ready_tokens() + prefills.map(Running::num_uncomputed).sum::<usize>()
+        self.waiting.num_uncached_tokens() + prefills.map(Running::num_uncomputed).sum::<usize>()
     }
 
     /// No sequence in two queues, no slot twice, no token miscounted; for debug builds.
@@ -147,19 +197,80 @@ impl Scheduler {
             && self.waiting.is_consistent()
     }
 
-    /// Schedules what the budget leaves of a running sequence; makes others give way where memory is short.
-    fn continue_running<M: VirtualMemory>(&mut self, id: SequenceId, plan: &mut Plan, kv: &mut KvCache<M>) {
+    /// Whole prompts are computed as far as the model reads, whatever the budget for chunks.
+    fn budget<M: VirtualMemory>(&self, kind: &StepKind, kv: &KvCache<M>) -> usize {
+        match kind.prefills {
+            Prefills::Whole => self.config.token_budget.max(kv.size().max_model_len),
+            Prefills::Chunks | Prefills::None => self.config.token_budget,
+        }
+    }
+
+    fn fill<'a, M: VirtualMemory>(
+        &mut self,
+        plan: &mut Plan,
+        kv: &mut KvCache<M>,
+        known: &impl Fn(SequenceId) -> Option<Known<'a>>,
+    ) {
+        let kind = plan.kind();
+        // Decided now: what is admitted below belongs to this step, and does not keep the next from it.
+        let admits = match kind.admits {
+            Admits::Always => true,
+            Admits::WhenIdle => self.running.is_empty(),
+            Admits::Never => false,
+        };
+        if kind.has_decodes {
+            self.continue_running(plan, kv, Running::is_decode);
+        }
+        if kind.prefills != Prefills::None {
+            self.continue_running(plan, kv, |running| !running.is_decode());
+        }
+        if admits {
+            self.admit_waiting(plan, kv, known);
+        }
+    }
+
+    /// Schedules the running sequences that `are_meant`, in order.
+    fn continue_running<M: VirtualMemory>(
+        &mut self,
+        plan: &mut Plan,
+        kv: &mut KvCache<M>,
+        are_meant: fn(&Running) -> bool,
+    ) {
+        let mut without_memory = Vec::new();
+        for (id, running) in self.running.iter().filter(|(_, running)| are_meant(running)) {
+            if plan.is_full() {
+                break;
+            }
+            let num_tokens = plan.share(running.num_computed, running.num_uncomputed(), running.is_decode());
+            if num_tokens == 0 {
+                continue;
+            }
+            match kv.ensure(running.slot, running.progress.num_tokens) {
+                Ok(()) => plan.add(*id, running, num_tokens),
+                Err(_) => without_memory.push(*id),
+            }
+        }
+        for id in without_memory {
+            self.continue_short(id, plan, kv);
+        }
+    }
+
+    /// Schedules a running sequence that needs more memory; makes others give way for it.
+    fn continue_short<M: VirtualMemory>(&mut self, id: SequenceId, plan: &mut Plan, kv: &mut KvCache<M>) {
         // Unknown once it has given way in this very step.
         while let Some(running) = self.running.get(&id) {
-            if running.num_uncomputed() == 0 || plan.budget == 0 {
+            let num_tokens = plan.share(running.num_computed, running.num_uncomputed(), running.is_decode());
+            if num_tokens == 0 {
                 return;
             }
             match kv.ensure(running.slot, running.progress.num_tokens) {
-                Ok(()) => return plan.add(id, running),
+                Ok(()) => return plan.add(id, running, num_tokens),
                 Err(kv::Error::OutOfPages) if self.running.len() > 1 => {
-                    let youngest = self.running.last_key_value().map_or(id, |(youngest, _)| *youngest);
-                    self.preempt(self.youngest_stalled().unwrap_or(youngest), plan, kv);
+                    let victim = self.victim().unwrap_or(id);
+                    self.preempt(victim, plan, kv);
                 }
+                // What is about to be copied stays where it is during this step.
+                Err(kv::Error::OutOfPages) if kv.has_copies() => return,
                 Err(error) => {
                     self.remove(id, kv);
                     plan.step.failed.push((id, error));
@@ -168,59 +279,102 @@ impl Scheduler {
         }
     }
 
+    /// Who gives way: who is stalled, or else the last in order of those who have not done so too often. Those have all the
+    /// memory that they may need, and never ask for more.
+    fn victim(&self) -> Option<SequenceId> {
+        let last = |may: fn(&Running) -> bool| {
+            self.running.iter().rev().find(|(_, running)| may(running)).map(|(id, _)| *id)
+        };
+        last(Running::is_stalled)
+            .or_else(|| last(|running| running.progress.num_preemptions < MAX_PREEMPTIONS))
+            .or_else(|| last(|_| true))
+    }
+
     /// Takes a sequence's slot and lets it wait again; by its age it stands before all that never ran.
     fn preempt<M: VirtualMemory>(&mut self, id: SequenceId, plan: &mut Plan, kv: &mut KvCache<M>) {
         if let Some(mut running) = self.running.remove(&id) {
             kv.release(running.slot);
             plan.withdraw(id);
-            // Or it would be the first to take the slot that it has just given.
-            running.progress.waits_for_all = running.is_stalled();
+            if running.is_stalled() {
+                // Or it would be the first to take the slot that it has just given.
+                running.progress.waits_for_all = true;
+            } else {
+                running.progress.num_preemptions += 1;
+            }
+            // How much of it is still there is found out when it is admitted again.
+            running.progress.num_cached = 0;
             self.waiting.insert(id, running.progress);
             plan.step.preempted.push(id);
         }
     }
 
-    /// First come, first served: one that does not fit holds up those behind it, or it would starve. Whoever has just
-    /// given way does not fit: part of what it gave is taken.
-    fn admit_waiting<M: VirtualMemory>(&mut self, plan: &mut Plan, kv: &mut KvCache<M>) {
-        while let Some((id, progress)) = self.waiting.first_ready() {
-            if plan.budget == 0 {
-                return;
-            }
-            let Some(slot) = self.acquire(progress.num_tokens, plan, kv) else { return };
-            self.waiting.remove(id);
-            let running = Running { progress, slot, num_computed: 0 };
-            match kv.ensure(slot, progress.num_tokens) {
-                Ok(()) => {
-                    plan.add(id, &running);
-                    self.running.insert(id, running);
-                }
-                Err(error) => {
-                    kv.release(slot);
-                    plan.step.failed.push((id, error));
-                }
-            }
-        }
-    }
-
-    /// A slot for a new sequence with memory for so many tokens, if need be one whose holder is stalled.
-    fn acquire<M: VirtualMemory>(
+    /// In order: one that does not fit holds up those behind it, or it would starve. Whoever has just given way does not fit:
+    /// part of what it gave is taken. One whose prefix another sequence is about to compute waits for that, and holds up
+    /// nobody.
+    fn admit_waiting<'a, M: VirtualMemory>(
         &mut self,
-        num_tokens: usize,
         plan: &mut Plan,
         kv: &mut KvCache<M>,
-    ) -> Option<SlotId> {
-        loop {
-            let slot = if kv.has_room_for(num_tokens) { kv.acquire(num_tokens) } else { None };
-            if slot.is_some() {
-                return slot;
+        known: &impl Fn(SequenceId) -> Option<Known<'a>>,
+    ) {
+        let mut passed_over = None;
+        let mut num_passed_over = 0;
+        while let Some((id, progress)) = self.waiting.next_ready(passed_over) {
+            let num_tokens = plan.share(progress.num_cached, progress.num_uncached().max(1), false);
+            if plan.is_full() || num_tokens == 0 || self.blocked == Some((id, kv.num_releases())) {
+                return;
             }
-            self.preempt(self.youngest_stalled()?, plan, kv);
+            let Some(Known { tokens, salt, reuses }) = known(id) else { return };
+            let is_coming = progress.coming.is_some_and(|coming| kv.is_coming(&coming));
+            let candidate = Candidate {
+                tokens: tokens.get(..progress.num_ready()).unwrap_or(tokens),
+                is_arriving: !progress.prompt_is_complete(),
+                salt,
+                reuses,
+                num_reserved: match progress.max_tokens {
+                    Some(max_tokens) if progress.num_preemptions >= MAX_PREEMPTIONS => max_tokens,
+                    _ => progress.num_tokens,
+                },
+            };
+            match if is_coming { None } else { Some(kv.admit(&candidate)) } {
+                Some(Admission::Admitted { slot, num_cached }) => {
+                    self.waiting.remove(id);
+                    let progress = Progress { num_cached, coming: None, ..progress };
+                    let running = Running { progress, slot, num_computed: num_cached };
+                    plan.step.admitted.push((id, num_cached));
+                    let num_tokens = plan.share(num_cached, running.num_uncomputed(), false);
+                    if num_tokens > 0 {
+                        plan.add(id, &running, num_tokens);
+                    }
+                    self.running.insert(id, running);
+                }
+                Some(Admission::NoRoom) => match self.stalled() {
+                    Some(stalled) => self.preempt(stalled, plan, kv),
+                    None => {
+                        self.blocked = Some((id, kv.num_releases()));
+                        return;
+                    }
+                },
+                Some(Admission::Failed(error)) => {
+                    self.waiting.remove(id);
+                    plan.step.failed.push((id, error));
+                }
+                passing => {
+                    if let Some(Admission::Coming(coming)) = passing {
+                        self.waiting.update(id, |progress| progress.coming = Some(coming));
+                    }
+                    passed_over = Some(id);
+                    num_passed_over += 1;
+                    if num_passed_over == MAX_PASSED_OVER {
+                        return;
+                    }
+                }
+            }
         }
     }
 
-    /// The youngest sequence that cannot go on because its prompt does not.
-    fn youngest_stalled(&self) -> Option<SequenceId> {
+    /// The last in order that cannot go on because its prompt does not.
+    fn stalled(&self) -> Option<SequenceId> {
         self.running.iter().rev().find(|(_, running)| running.is_stalled()).map(|(id, _)| *id)
     }
 
@@ -228,33 +382,6 @@ impl Scheduler {
         match self.running.get_mut(&id) {
             Some(running) => change(&mut running.progress),
             None => self.waiting.update(id, change),
-        }
-    }
-}
-
-/// A step in the making.
-struct Plan {
-    step: Step,
-    /// Tokens still to be given out.
-    budget: usize,
-}
-
-impl Plan {
-    fn add(&mut self, id: SequenceId, running: &Running) {
-        let num_tokens = running.num_uncomputed().min(self.budget);
-        self.budget -= num_tokens;
-        self.step.scheduled.push(Scheduled {
-            id,
-            slot: running.slot,
-            context_len: running.num_computed,
-            num_tokens,
-            reaches_end: running.progress.prompt_is_complete && num_tokens == running.num_uncomputed(),
-        });
-    }
-
-    fn withdraw(&mut self, id: SequenceId) {
-        if let Some(idx) = self.step.scheduled.iter().position(|scheduled| scheduled.id == id) {
-            self.budget += self.step.scheduled.remove(idx).num_tokens;
         }
     }
 }

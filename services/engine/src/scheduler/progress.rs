@@ -1,14 +1,20 @@
-use crate::kv::SlotId;
+use crate::kv::{Coming, SlotId};
 
 /// How much of a sequence is known.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {
     /// Tokens of prompt and output, as far as they have arrived or been drawn.
     pub(super) num_tokens: usize,
-    /// Whether all of the prompt is among them.
-    pub(super) prompt_is_complete: bool,
+    /// The most tokens it can come to; known, as this shows, once all of the prompt is.
+    pub(super) max_tokens: Option<usize>,
+    /// Of those known, how many were computed by others when that was looked up last.
+    pub(super) num_cached: usize,
     /// Whether it has given way because its prompt did not come on: it runs again when all of that is there.
     pub(super) waits_for_all: bool,
+    /// How often it had to give way to an older one.
+    pub(super) num_preemptions: u32,
+    /// What another sequence computes for it.
+    pub(super) coming: Option<Coming>,
 }
 
 /// A sequence with a slot.
@@ -21,14 +27,23 @@ pub(super) struct Running {
 }
 
 impl Progress {
+    pub(super) fn prompt_is_complete(&self) -> bool {
+        self.max_tokens.is_some()
+    }
+
     /// Tokens that may be computed. The last one of a prompt that is still arriving is kept back: an empty chunk may mark
     /// the end, and then the token is needed to draw the next; and it predicts one that is not known as yet.
     pub(super) fn num_ready(&self) -> usize {
-        match (self.prompt_is_complete, self.waits_for_all) {
+        match (self.prompt_is_complete(), self.waits_for_all) {
             (true, _) => self.num_tokens,
             (false, false) => self.num_tokens.saturating_sub(1),
             (false, true) => 0,
         }
+    }
+
+    /// Of those, the ones that nobody has computed, as far as is known.
+    pub(super) fn num_uncached(&self) -> usize {
+        self.num_ready().saturating_sub(self.num_cached)
     }
 }
 
@@ -39,11 +54,11 @@ impl Running {
 
     /// Whether it holds its slot for a prompt that does not come on.
     pub(super) fn is_stalled(&self) -> bool {
-        !self.progress.prompt_is_complete && self.num_uncomputed() == 0
+        !self.progress.prompt_is_complete() && self.num_uncomputed() == 0
     }
 
     /// Whether only the token drawn last is to be computed (or the last one of a prompt, which is the same work).
     pub(super) fn is_decode(&self) -> bool {
-        self.progress.prompt_is_complete && self.num_uncomputed() <= 1
+        self.progress.prompt_is_complete() && self.num_uncomputed() <= 1
     }
 }

@@ -7,21 +7,43 @@ use crate::kv::{KvLayout, KvSize};
 const MAX_MODEL_LEN: usize = 40;
 
 /// Eight bytes a token, 32 a page: four tokens.
-fn cache(num_slots: usize, num_pages: usize) -> KvCache<SimulatedMemory> {
+fn cache(num_sequences: usize, num_pages: usize) -> KvCache<SimulatedMemory> {
     let layout = KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2, bytes_per_element: 2 };
     let pool_bytes = num_pages * 32;
     let memory = SimulatedMemory::new(32, pool_bytes).unwrap();
-    KvCache::new(memory, layout, KvSize { num_slots, max_model_len: MAX_MODEL_LEN, pool_bytes }).unwrap()
+    let size = KvSize {
+        num_sequences,
+        num_slots: 2 * num_sequences,
+        max_model_len: MAX_MODEL_LEN,
+        pool_bytes,
+        shares_prefixes: true,
+    };
+    KvCache::new(memory, layout, size).unwrap()
+}
+
+fn sarathi(token_budget: usize) -> Scheduler {
+    with_policy(PolicyName::Sarathi, token_budget)
+}
+
+fn with_policy(policy: PolicyName, token_budget: usize) -> Scheduler {
+    Scheduler::new(SchedulerConfig { policy, token_budget, chunk_schedule: None })
 }
 
 fn id(request: u64) -> SequenceId {
-    SequenceId { request, idx: 0 }
+    SequenceId { turn: 0, request, idx: 0 }
+}
+
+/// No two requests have anything in common.
+const NOTHING: [TokenId; MAX_MODEL_LEN] = [TokenId(0); MAX_MODEL_LEN];
+
+fn unshared(_id: SequenceId) -> Option<Known<'static>> {
+    Some(Known { tokens: &NOTHING, salt: None, reuses: false })
 }
 
 fn arrive(scheduler: &mut Scheduler, request: u64, num_tokens: usize) {
     scheduler.add(id(request));
     scheduler.extend(id(request), num_tokens);
-    scheduler.complete_prompt(id(request));
+    scheduler.complete_prompt(id(request), MAX_MODEL_LEN, 0);
 }
 
 /// `(request, context, tokens, reaches the end)` of what is scheduled.
@@ -32,7 +54,7 @@ fn plan(step: &Step) -> Vec<(u64, usize, usize, bool)> {
 
 /// Runs one step in which every sequence that reaches its end draws a token.
 fn run(scheduler: &mut Scheduler, kv: &mut KvCache<SimulatedMemory>) -> Step {
-    let step = scheduler.schedule(kv);
+    let step = scheduler.schedule(kv, unshared);
     scheduler.commit(&step);
     for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
         scheduler.extend(scheduled.id, 1);
@@ -42,7 +64,7 @@ fn run(scheduler: &mut Scheduler, kv: &mut KvCache<SimulatedMemory>) -> Step {
 
 #[test]
 fn a_long_prompt_is_prefilled_beside_running_decodes() {
-    let (mut scheduler, mut kv) = (Scheduler::new(8), cache(4, 40));
+    let (mut scheduler, mut kv) = (sarathi(8), cache(4, 40));
     arrive(&mut scheduler, 0, 3);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 0, 3, true)]);
     arrive(&mut scheduler, 1, 20);
@@ -59,7 +81,7 @@ fn a_long_prompt_is_prefilled_beside_running_decodes() {
 
 #[test]
 fn an_arriving_prompt_is_prefilled_as_it_comes_and_draws_nothing_before_its_end() {
-    let (mut scheduler, mut kv) = (Scheduler::new(8), cache(4, 40));
+    let (mut scheduler, mut kv) = (sarathi(8), cache(4, 40));
     scheduler.add(id(0));
     scheduler.extend(id(0), 1);
     assert!(run(&mut scheduler, &mut kv).scheduled.is_empty());
@@ -67,14 +89,14 @@ fn an_arriving_prompt_is_prefilled_as_it_comes_and_draws_nothing_before_its_end(
     scheduler.extend(id(0), 4);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 0, 4, false), (1, 0, 1, true)]);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 1, 1, true)]);
-    scheduler.complete_prompt(id(0));
+    scheduler.complete_prompt(id(0), MAX_MODEL_LEN, 0);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 4, 1, true), (1, 2, 1, true)]);
 }
 
 #[test]
 fn the_youngest_gives_way_and_is_computed_again_with_what_it_had_drawn() {
     // Ten pages are one sequence of the greatest length.
-    let (mut scheduler, mut kv) = (Scheduler::new(64), cache(4, 10));
+    let (mut scheduler, mut kv) = (sarathi(64), cache(4, 10));
     arrive(&mut scheduler, 0, 15);
     arrive(&mut scheduler, 1, 15);
     let mut preempted = Vec::new();
@@ -82,7 +104,7 @@ fn the_youngest_gives_way_and_is_computed_again_with_what_it_had_drawn() {
         preempted = run(&mut scheduler, &mut kv).preempted;
     }
     assert_eq!(preempted, [id(1)]);
-    let (first, Progress { num_tokens: known, .. }) = scheduler.waiting.first_ready().unwrap();
+    let (first, Progress { num_tokens: known, .. }) = scheduler.waiting.next_ready(None).unwrap();
     assert!(first == id(1) && known > 15);
     arrive(&mut scheduler, 2, 1);
     run(&mut scheduler, &mut kv);
@@ -100,7 +122,7 @@ fn stalled(scheduler: &mut Scheduler, request: u64, kv: &mut KvCache<SimulatedMe
 
 #[test]
 fn a_prompt_that_does_not_come_on_gives_its_slot_to_one_that_can_run() {
-    let (mut scheduler, mut kv) = (Scheduler::new(16), cache(2, 40));
+    let (mut scheduler, mut kv) = (sarathi(16), cache(2, 40));
     stalled(&mut scheduler, 0, &mut kv);
     stalled(&mut scheduler, 1, &mut kv);
     assert!(run(&mut scheduler, &mut kv).is_empty(), "nobody needs the slots");
@@ -111,7 +133,7 @@ fn a_prompt_that_does_not_come_on_gives_its_slot_to_one_that_can_run() {
     scheduler.extend(id(1), 2);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(2, 3, 1, true)]);
     assert_eq!(scheduler.num_tokens_to_prefill(), 0);
-    scheduler.complete_prompt(id(1));
+    scheduler.complete_prompt(id(1), MAX_MODEL_LEN, 0);
     let step = run(&mut scheduler, &mut kv);
     assert_eq!((&step.preempted[..], plan(&step)), (&[id(0)][..], vec![(2, 4, 1, true), (1, 0, 10, true)]));
 }
@@ -119,7 +141,7 @@ fn a_prompt_that_does_not_come_on_gives_its_slot_to_one_that_can_run() {
 #[test]
 fn a_prompt_that_does_not_come_on_gives_its_memory_before_the_youngest_does() {
     // Ten pages of four tokens.
-    let (mut scheduler, mut kv) = (Scheduler::new(64), cache(4, 10));
+    let (mut scheduler, mut kv) = (sarathi(64), cache(4, 10));
     stalled(&mut scheduler, 0, &mut kv);
     arrive(&mut scheduler, 1, 11);
     arrive(&mut scheduler, 2, 11);
@@ -132,7 +154,7 @@ fn a_prompt_that_does_not_come_on_gives_its_memory_before_the_youngest_does() {
 
 #[test]
 fn a_queue_that_waits_for_its_prompts_is_passed_over_and_counted() {
-    let (mut scheduler, mut kv) = (Scheduler::new(8), cache(1, 40));
+    let (mut scheduler, mut kv) = (sarathi(8), cache(1, 40));
     for request in 0..100 {
         scheduler.add(id(request));
         scheduler.extend(id(request), 1);
@@ -143,7 +165,7 @@ fn a_queue_that_waits_for_its_prompts_is_passed_over_and_counted() {
     assert_eq!(scheduler.num_tokens_to_prefill(), 7);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(100, 0, 3, true)]);
     assert_eq!(scheduler.num_tokens_to_prefill(), 4);
-    scheduler.complete_prompt(id(7));
+    scheduler.complete_prompt(id(7), MAX_MODEL_LEN, 0);
     assert_eq!(scheduler.num_tokens_to_prefill(), 5);
     scheduler.remove(id(100), &mut kv);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(7, 0, 1, true)], "in order of arrival");
@@ -153,7 +175,7 @@ fn a_queue_that_waits_for_its_prompts_is_passed_over_and_counted() {
 
 #[test]
 fn removal_gives_the_slot_back() {
-    let (mut scheduler, mut kv) = (Scheduler::new(8), cache(1, 10));
+    let (mut scheduler, mut kv) = (sarathi(8), cache(1, 10));
     arrive(&mut scheduler, 0, 4);
     arrive(&mut scheduler, 1, 4);
     run(&mut scheduler, &mut kv);
@@ -167,9 +189,15 @@ fn removal_gives_the_slot_back() {
 #[test]
 fn a_machine_without_memory_fails_the_one_and_keeps_going() {
     let layout = KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2, bytes_per_element: 2 };
-    let size = KvSize { num_slots: 2, max_model_len: MAX_MODEL_LEN, pool_bytes: 320 };
+    let size = KvSize {
+        num_sequences: 2,
+        num_slots: 2,
+        max_model_len: MAX_MODEL_LEN,
+        pool_bytes: 320,
+        shares_prefixes: true,
+    };
     let mut kv = KvCache::new(SimulatedMemory::new(32, 32).unwrap(), layout, size).unwrap();
-    let mut scheduler = Scheduler::new(64);
+    let mut scheduler = sarathi(64);
     arrive(&mut scheduler, 0, 30);
     arrive(&mut scheduler, 1, 2);
     let step = run(&mut scheduler, &mut kv);
@@ -213,7 +241,7 @@ proptest! {
         num_pages in 10..24usize,
     ) {
         let token_budget = num_slots + spare_budget;
-        let (mut scheduler, mut kv) = (Scheduler::new(token_budget), cache(num_slots, num_pages));
+        let (mut scheduler, mut kv) = (sarathi(token_budget), cache(num_slots, num_pages));
         let mut seen: Vec<Seen> = lives.iter().map(|_| Seen::default()).collect();
         let total: usize = lives.iter().map(|life| life.chunks.iter().sum::<usize>() + life.num_output).sum();
         // Each step computes a token of the oldest, at worst alone and after computing all its known ones again.
@@ -235,7 +263,7 @@ proptest! {
                     seen.num_known += chunk;
                     seen.num_chunks += 1;
                     if seen.num_chunks == life.chunks.len() {
-                        scheduler.complete_prompt(id);
+                        scheduler.complete_prompt(id, MAX_MODEL_LEN, 0);
                     }
                 }
             }
@@ -244,7 +272,7 @@ proptest! {
             let oldest = scheduler.running.iter().find(|(_, r)| !r.is_stalled()).map(|(id, _)| *id);
             let stalled: Vec<_> =
                 scheduler.running.iter().filter(|(_, r)| r.is_stalled()).map(|(id, _)| *id).collect();
-            let step = scheduler.schedule(&mut kv);
+            let step = scheduler.schedule(&mut kv, unshared);
             prop_assert!(step.failed.is_empty());
             prop_assert!(oldest.is_none_or(|oldest| !step.preempted.contains(&oldest)));
             prop_assert!(step.scheduled.iter().map(|s| s.num_tokens).sum::<usize>() <= token_budget);

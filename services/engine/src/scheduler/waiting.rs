@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::SequenceId;
 use super::progress::Progress;
@@ -7,23 +8,23 @@ use super::progress::Progress;
 /// looks at no more of a long queue than it admits.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// Something can be computed, in order of arrival.
+    /// Something can be computed, in order.
     ready: BTreeMap<SequenceId, Progress>,
     /// Nothing can be computed as yet: these need no slot.
     arriving: BTreeMap<SequenceId, Progress>,
-    /// What can be computed in all of them, kept because every step asks.
-    num_ready_tokens: usize,
+    /// What is to be computed in all of them, kept because every step asks.
+    num_uncached_tokens: usize,
 }
 
 impl Waiting {
     pub(super) fn insert(&mut self, id: SequenceId, progress: Progress) {
-        self.num_ready_tokens += progress.num_ready();
+        self.num_uncached_tokens += progress.num_uncached();
         self.queue_mut(progress).insert(id, progress);
     }
 
     pub(super) fn remove(&mut self, id: SequenceId) -> Option<Progress> {
         let progress = self.ready.remove(&id).or_else(|| self.arriving.remove(&id))?;
-        self.num_ready_tokens -= progress.num_ready();
+        self.num_uncached_tokens -= progress.num_uncached();
         Some(progress)
     }
 
@@ -35,17 +36,18 @@ impl Waiting {
         }
     }
 
-    /// The first in order of arrival that can run.
-    pub(super) fn first_ready(&self) -> Option<(SequenceId, Progress)> {
-        self.ready.first_key_value().map(|(id, progress)| (*id, *progress))
+    /// The first that can run, of those behind `after`.
+    pub(super) fn next_ready(&self, after: Option<SequenceId>) -> Option<(SequenceId, Progress)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.ready.range((from, Bound::Unbounded)).next().map(|(id, progress)| (*id, *progress))
     }
 
     pub(super) fn len(&self) -> usize {
         self.ready.len() + self.arriving.len()
     }
 
-    pub(super) fn num_ready_tokens(&self) -> usize {
-        self.num_ready_tokens
+    pub(super) fn num_uncached_tokens(&self) -> usize {
+        self.num_uncached_tokens
     }
 
     pub(super) fn contains(&self, id: SequenceId) -> bool {
@@ -57,7 +59,7 @@ impl Waiting {
         self.ready.values().all(|progress| progress.num_ready() > 0)
             && self.arriving.values().all(|progress| progress.num_ready() == 0)
             && !self.arriving.keys().any(|id| self.ready.contains_key(id))
-            && self.num_ready_tokens == self.ready.values().map(Progress::num_ready).sum::<usize>()
+            && self.num_uncached_tokens == self.ready.values().map(Progress::num_uncached).sum::<usize>()
     }
 
     fn queue_mut(&mut self, progress: Progress) -> &mut BTreeMap<SequenceId, Progress> {

@@ -93,8 +93,8 @@ impl ReplyStream {
         let mut taken = std::mem::take(&mut self.taken);
         for event in taken.drain(..) {
             match event {
-                Event::Prompt { num_tokens, logprobs } => {
-                    self.answer(Message::PromptInfo(prompt_info(num_tokens, logprobs)));
+                Event::Prompt { num_tokens, num_cached, logprobs } => {
+                    self.answer(Message::PromptInfo(prompt_info(num_tokens, num_cached, logprobs)));
                 }
                 Event::Token { sequence_idx, token } => self.take_token(sequence_idx, token),
                 Event::Finish(finish) => {
@@ -131,14 +131,14 @@ fn append(tokens: &mut TokenIncrement, token: SampledToken) {
     tokens.logprobs.extend(token.logprobs.map(token_logprobs));
 }
 
-fn prompt_info(num_tokens: usize, logprobs: Option<PromptLogprobs>) -> PromptInfo {
+fn prompt_info(num_tokens: usize, num_cached: usize, logprobs: Option<PromptLogprobs>) -> PromptInfo {
     let logprobs = logprobs.into_iter().flat_map(|PromptLogprobs { first, rest }| {
         let first = common::TokenLogprobs { token_id: Some(first.0), ..common::TokenLogprobs::default() };
         std::iter::once(first).chain(rest.into_iter().map(token_logprobs))
     });
     PromptInfo {
         prompt_tokens: Some(count(num_tokens)),
-        cached_prompt_tokens: Some(0),
+        cached_prompt_tokens: Some(count(num_cached)),
         logprobs: logprobs.collect(),
     }
 }

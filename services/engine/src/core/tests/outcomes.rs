@@ -12,7 +12,7 @@ fn a_request_runs_to_its_end() {
     client.listen();
     let (tokens, reason) = alone(&[1, 2, 3], 0, 9);
     assert_eq!(client.tokens(0), tokens);
-    assert!(matches!(client.heard[0], Event::Prompt { num_tokens: 3, logprobs: None }));
+    assert!(matches!(client.heard[0], Event::Prompt { num_tokens: 3, num_cached: 0, logprobs: None }));
     assert_eq!((client.finishes()[0].reason, client.finishes()[0].num_tokens), (reason, 9));
     assert_eq!(client.ended, Some(None));
     harness.assert_nothing_is_left();
@@ -89,7 +89,7 @@ fn no_tokens_at_all_means_the_prompt_alone() {
     let mut client = harness.send(opening, &prompt);
     harness.run();
     client.listen();
-    let [Event::Prompt { num_tokens: MAX_MODEL_LEN, logprobs: Some(logprobs) }, Event::Finish(finish)] =
+    let [Event::Prompt { num_tokens: MAX_MODEL_LEN, logprobs: Some(logprobs), .. }, Event::Finish(finish)] =
         &client.heard[..]
     else {
         panic!("{:?}", client.heard);
@@ -106,7 +106,7 @@ fn no_tokens_at_all_means_the_prompt_alone() {
 #[test]
 fn prompt_logprobs_survive_chunks_and_giving_way() {
     let logprobs = Some(LogprobParams { num_prompt: Some(0), ..LogprobParams::default() });
-    let config = CoreConfig { token_budget: 3, max_waiting_requests: 8, stream_buffer: 64 };
+    let config = core_config(3);
     let mut harness = Harness::with(16, config);
     // An old sequence needs the page that the new one's prompt, two tokens a step, holds half-way.
     let params = StoppingParams { max_tokens: Some(40), ignore_eos: Some(true), ..StoppingParams::default() };
@@ -122,7 +122,7 @@ fn prompt_logprobs_survive_chunks_and_giving_way() {
     harness.run();
     drop(old);
     client.listen();
-    let Event::Prompt { num_tokens: 22, logprobs: Some(logprobs) } = &client.heard[0] else {
+    let Event::Prompt { num_tokens: 22, logprobs: Some(logprobs), .. } = &client.heard[0] else {
         panic!("{:?}", client.heard);
     };
     let positions: Vec<_> = logprobs.rest.iter().map(|l| (l.token.0, -l.logprob as u32)).collect();
@@ -183,8 +183,8 @@ fn an_abort_says_what_it_freed() {
     harness.step();
     let aborted = harness.abort("a").unwrap();
     assert_eq!(aborted.num_sequences, 2);
-    // Ten tokens are three pages, and two are mapped ahead.
-    assert_eq!(aborted.kv_bytes, 2 * 5 * 32);
+    // Ten tokens are three pages; what is mapped ahead was nobody's.
+    assert_eq!(aborted.kv_bytes, 2 * 3 * 32);
     client.listen();
     assert_eq!(
         client.finishes().iter().map(|finish| finish.reason).collect::<Vec<_>>(),
@@ -210,8 +210,7 @@ fn a_client_that_goes_is_noticed_before_the_next_step() {
 
 #[test]
 fn a_client_that_does_not_read_is_cancelled_alone() {
-    let mut harness =
-        Harness::with(64, CoreConfig { token_budget: 16, max_waiting_requests: 8, stream_buffer: 8 });
+    let mut harness = Harness::with(64, CoreConfig { stream_buffer: 8, ..core_config(16) });
     let params = StoppingParams { max_tokens: Some(30), ignore_eos: Some(true), ..StoppingParams::default() };
     let mut slow = harness.send(stopping("slow", params.clone()), &[1]);
     let mut quick = harness.send(stopping("quick", params), &[1]);
@@ -297,8 +296,8 @@ fn memory_that_cannot_be_had_is_one_requests_misfortune() {
     let mut harness = Harness::new(64);
     // A machine with three pages, twelve tokens, for a pool of sixteen.
     let layout = *harness.core.kv.layout();
-    let size = KvSize { num_slots: NUM_SLOTS, max_model_len: MAX_MODEL_LEN, pool_bytes: 16 * 32 };
-    harness.core.kv = KvCache::new(SimulatedMemory::new(32, 3 * 32).unwrap(), layout, size).unwrap();
+    let memory = SimulatedMemory::with_contents(32, 3 * 32).unwrap();
+    harness.core.kv = KvCache::new(memory, layout, mock_size(16 * 32)).unwrap();
     let mut large = harness.send(max_tokens("large", 2), &[1; 13]);
     let mut small = harness.send(max_tokens("small", 2), &[1; 3]);
     harness.run();

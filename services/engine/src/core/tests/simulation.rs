@@ -89,7 +89,7 @@ proptest! {
         lives in prop::collection::vec(life(), 1..8),
         num_pages in 16..40usize,
     ) {
-        let config = CoreConfig { token_budget: 9, max_waiting_requests: 8, stream_buffer: 24 };
+        let config = CoreConfig { stream_buffer: 24, ..core_config(9) };
         let mut harness = Harness::with(num_pages, config);
         let mut clients: Vec<Option<(Client, PromptReader)>> = lives.iter().map(|_| None).collect();
         let mut num_idle = 0;

@@ -2,11 +2,11 @@ use fused_kernels::{
     Attention, AttentionSequence, Matrix, activate, activate_gated, add_assign, attention, for_each_chunk,
     layer_norm, linear, rms_norm, rms_norm_in_place, rope_angles, rotate,
 };
-use fused_virtual_memory::LinuxMemory;
+use fused_virtual_memory::{LinuxMemory, Pinned};
 
-use super::batch::{Batch, Error, num_wanted};
+use super::batch::{Batch, Error, num_wanted, slot_use};
 use super::scratch::Scratch;
-use crate::kv::KvCache;
+use crate::kv::{KvCache, KvLayout};
 use crate::model::{FeedForward, Layer, Linear, Model, Norm, Positions, Shape};
 use crate::runner::SequenceStep;
 
@@ -15,19 +15,20 @@ use crate::runner::SequenceStep;
 pub(super) fn forward(
     model: &Model<Matrix>,
     batch: &Batch<'_>,
-    kv: &mut KvCache<LinuxMemory>,
+    kv: &KvCache<LinuxMemory>,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
     scratch.resize(&model.shape, &model.positions, batch.num_rows);
     embed(model, batch, scratch);
+    let mut slots = kv.pin(batch.sequences.iter().map(slot_use))?;
     let mut pass = Pass { model, batch, scratch, num_queries: |sequence| sequence.tokens.len() };
     for (layer_idx, layer) in model.layers.iter().enumerate() {
         pass.project(layer);
-        store(&model.shape, batch, kv, &pass.scratch.qkv, layer_idx)?;
+        store(kv.layout(), batch, &mut slots, &pass.scratch.qkv, layer_idx)?;
         if layer_idx + 1 == model.layers.len() {
             pass.keep_wanted();
         }
-        pass.attend(layer, layer_idx, kv)?;
+        pass.attend(layer, layer_idx, kv.layout(), &slots)?;
         pass.feed_forward(layer);
     }
     Ok(())
@@ -98,10 +99,11 @@ impl Pass<'_> {
         &mut self,
         layer: &Layer<Matrix>,
         layer_idx: usize,
-        kv: &KvCache<LinuxMemory>,
+        layout: &KvLayout,
+        slots: &Pinned<LinuxMemory>,
     ) -> Result<(), Error> {
         let Self { model, batch, scratch, num_queries } = self;
-        let (shape, layout) = (&model.shape, kv.layout());
+        let shape = &model.shape;
         let attention_shape = Attention {
             num_heads: shape.num_heads,
             num_kv_heads: shape.num_kv_heads,
@@ -112,9 +114,8 @@ impl Pass<'_> {
             keys_offset: layout.keys_offset(layer_idx) / size_of::<f32>(),
             values_offset: layout.values_offset(layer_idx) / size_of::<f32>(),
         };
-        let sequences = batch.sequences.iter().map(|sequence| {
-            let slot = kv.slot_bytes(sequence.slot, sequence.context_len + sequence.tokens.len())?;
-            let slot = bytemuck::try_cast_slice(slot).map_err(|_| Error::Slot)?;
+        let sequences = batch.sequences.iter().enumerate().map(|(nth, sequence)| {
+            let slot = bytemuck::try_cast_slice(slots.bytes(nth)).map_err(|_| Error::Slot)?;
             Ok(AttentionSequence { slot, num_queries: num_queries(sequence) })
         });
         let sequences = sequences.collect::<Result<Vec<_>, Error>>()?;
@@ -169,25 +170,24 @@ fn turn_heads(shape: &Shape, layer: &Layer<Matrix>, angles: &[f32], qkv: &mut [f
 
 /// Writes the new tokens' keys and values of one layer into their slots.
 fn store(
-    shape: &Shape,
+    layout: &KvLayout,
     batch: &Batch<'_>,
-    kv: &mut KvCache<LinuxMemory>,
+    slots: &mut Pinned<LinuxMemory>,
     qkv: &[f32],
     layer_idx: usize,
 ) -> Result<(), Error> {
-    let layout = *kv.layout();
-    let num_queries = shape.num_heads * shape.head_dim;
-    let num_kv = 2 * shape.num_kv_heads * shape.head_dim;
+    let num_kv = 2 * layout.plane_bytes() / size_of::<f32>();
+    let token_bytes = layout.token_bytes();
     let offset = layout.keys_offset(layer_idx) / size_of::<f32>();
-    let mut rows = qkv.chunks_exact(num_queries + num_kv);
-    for sequence in batch.sequences {
-        let tokens = sequence.context_len..sequence.context_len + sequence.tokens.len();
-        let bytes = kv.slot_bytes_mut(sequence.slot, tokens)?;
+    let mut rows = qkv.chunks_exact(qkv.len() / batch.num_rows);
+    for (nth, sequence) in batch.sequences.iter().enumerate() {
+        let end = sequence.context_len + sequence.tokens.len();
+        let bytes = slots.bytes_mut(nth, sequence.context_len * token_bytes..end * token_bytes)?;
         let slot: &mut [f32] = bytemuck::try_cast_slice_mut(bytes).map_err(|_| Error::Slot)?;
-        let tokens = slot.chunks_exact_mut(layout.token_bytes() / size_of::<f32>());
+        let tokens = slot.chunks_exact_mut(token_bytes / size_of::<f32>());
         for (token, row) in tokens.zip(&mut rows) {
-            // Keys, then values, in the slot as in the row.
-            token[offset..][..num_kv].copy_from_slice(&row[num_queries..]);
+            // Keys, then values, in the slot as at the end of the row.
+            token[offset..][..num_kv].copy_from_slice(&row[row.len() - num_kv..]);
         }
     }
     Ok(())

@@ -21,7 +21,7 @@ use fused_vocabulary::import::PatchEmbeddings;
 use rayon::ThreadPool;
 
 use super::{Runner, RunnerError, SequenceOutput, SequenceStep};
-use crate::kv::{KvCache, KvLayout};
+use crate::kv::{KvCache, KvCopy, KvLayout};
 use crate::model::{self, Model, Shape, Tensor};
 use batch::Batch;
 use scratch::Scratch;
@@ -92,7 +92,7 @@ impl Runner for CpuRunner {
     fn step(
         &mut self,
         sequences: &[SequenceStep<'_>],
-        kv: &mut KvCache<LinuxMemory>,
+        kv: &KvCache<LinuxMemory>,
     ) -> Result<Vec<SequenceOutput>, RunnerError> {
         if sequences.is_empty() {
             return Ok(Vec::new());
@@ -105,5 +105,13 @@ impl Runner for CpuRunner {
             Ok(output::outputs(model, &batch, scratch))
         });
         outputs.map_err(|error: batch::Error| self.failed(&error))
+    }
+
+    fn copy(&mut self, copies: &[KvCopy], kv: &KvCache<LinuxMemory>) -> Result<(), RunnerError> {
+        for copy in copies {
+            let mut pinned = kv.pin_copy(copy).map_err(|error| self.failed(&error))?;
+            pinned.copy(0, 1, copy.bytes.clone()).map_err(|error| self.failed(&error))?;
+        }
+        Ok(())
     }
 }

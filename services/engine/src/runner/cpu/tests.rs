@@ -60,8 +60,13 @@ impl Machine {
     ) -> Self {
         let (checkpoint, config) = (Checkpoint::open(files).unwrap(), ModelConfig::parse(files).unwrap());
         let runner = CpuRunner::load(&checkpoint, &config, patch, embeddings).unwrap();
-        let size =
-            KvSize { num_slots: 24, max_model_len: config.max_position_embeddings, pool_bytes: 64 << 20 };
+        let size = KvSize {
+            num_sequences: 24,
+            num_slots: 24,
+            max_model_len: config.max_position_embeddings,
+            pool_bytes: 64 << 20,
+            shares_prefixes: false,
+        };
         let kv = KvCache::new(LinuxMemory::new(1 << 16, size.pool_bytes).unwrap(), runner.kv_layout(), size);
         Self { runner, kv: kv.unwrap() }
     }
@@ -86,7 +91,7 @@ impl Machine {
                 }
             })
             .collect();
-        let outputs = self.runner.step(&steps, &mut self.kv).unwrap();
+        let outputs = self.runner.step(&steps, &self.kv).unwrap();
         let drawn: Vec<_> = outputs.into_iter().map(|output| output.sampled.unwrap().token).collect();
         for (sequence, drawn) in running.iter_mut().zip(&drawn) {
             sequence.context_len += sequence.tokens.len();
@@ -123,7 +128,7 @@ impl Machine {
                 sample: (end == prompt.len()).then_some(GREEDY_STEP),
                 prompt_logprobs: num_top.map(|num_top| PromptLogprobStep { targets, num_top }),
             };
-            let outputs = self.runner.step(&[step], &mut self.kv).unwrap();
+            let outputs = self.runner.step(&[step], &self.kv).unwrap();
             assert_eq!(outputs[0].sampled.is_some(), end == prompt.len());
             logprobs.extend(outputs.into_iter().flat_map(|output| output.prompt_logprobs));
         }
@@ -278,11 +283,11 @@ fn a_step_that_cannot_be_run_is_an_error_and_says_why() {
         (step(0, &[]), "no tokens"),
         (step(0, &tokens), "does not hold 5 tokens"),
     ] {
-        let error = machine.runner.step(&[step], &mut machine.kv).unwrap_err().to_string();
+        let error = machine.runner.step(&[step], &machine.kv).unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains("cpu"), "{error}");
     }
-    assert!(machine.runner.step(&[], &mut machine.kv).unwrap().is_empty());
-    machine.runner.step(&[step(0, &tokens[..4])], &mut machine.kv).unwrap();
+    assert!(machine.runner.step(&[], &machine.kv).unwrap().is_empty());
+    machine.runner.step(&[step(0, &tokens[..4])], &machine.kv).unwrap();
 }
 
 #[test]

@@ -1,9 +1,20 @@
-//! Who is mapped where, with which access: the rules of [`VirtualMemory`](crate::VirtualMemory), for every backend.
+//! Who is mapped where, with which access, and what a step holds: the rules of
+//! [`VirtualMemory`](crate::VirtualMemory), for every backend.
 //!
-//! Each call checks, then runs the backend's closure, then records; a closure that fails leaves the record as it was.
-//! `R` and `H` are what a backend keeps of a range and of a handle.
+//! What changes mappings checks, then runs the backend's closure, then records; a closure that fails leaves the record as
+//! it was. Ranges and handles are added after the system has made them and taken out before it destroys them, so that a
+//! backend need not hold its lock during those calls, the slowest of all. `R` and `H` are what a backend keeps of a range
+//! and of a handle.
+
+mod pins;
+mod reach;
+mod spans;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub(crate) use pins::Sharing;
+use reach::Reach;
 
 use crate::error::IllegalUse;
 use crate::{Access, HandleId, RangeId, Result};
@@ -11,6 +22,7 @@ use crate::{Access, HandleId, RangeId, Result};
 #[derive(Debug)]
 pub(crate) struct Ledger<R, H> {
     page_bytes: usize,
+    sharing: Sharing,
     /// Ids are never used twice, so that a stale one is found out.
     next_id: u64,
     ranges: BTreeMap<RangeId, Range<R>>,
@@ -18,11 +30,13 @@ pub(crate) struct Ledger<R, H> {
 }
 
 #[derive(Debug)]
-struct Range<R> {
-    len: usize,
-    system: R,
+pub(crate) struct Range<R> {
+    pub(crate) len: usize,
+    pub(crate) system: R,
     /// By offset; they do not overlap.
     mappings: BTreeMap<usize, Mapping>,
+    reach: Reach,
+    pins: Vec<pins::Pin>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +47,9 @@ struct Mapping {
 }
 
 #[derive(Debug)]
-struct Handle<H> {
-    len: usize,
-    system: H,
+pub(crate) struct Handle<H> {
+    pub(crate) len: usize,
+    pub(crate) system: H,
     places: Vec<Place>,
 }
 
@@ -46,33 +60,42 @@ struct Place {
     offset: usize,
 }
 
+/// Locks what a backend keeps. Whoever panicked with the lock held had no half-made record: the ledger records last.
+pub(crate) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<R, H> Ledger<R, H> {
     /// A ledger for pages whose size is a multiple of `granularity`.
-    pub(crate) fn new(page_bytes: usize, granularity: usize) -> Result<Self> {
+    pub(crate) fn new(page_bytes: usize, granularity: usize, sharing: Sharing) -> Result<Self> {
         if page_bytes == 0 || granularity == 0 || !page_bytes.is_multiple_of(granularity) {
             return Err(IllegalUse::PageSize { page_bytes, granularity }.into());
         }
-        Ok(Self { page_bytes, next_id: 0, ranges: BTreeMap::new(), handles: BTreeMap::new() })
+        Ok(Self { page_bytes, sharing, next_id: 0, ranges: BTreeMap::new(), handles: BTreeMap::new() })
     }
 
-    pub(crate) fn page_bytes(&self) -> usize {
-        self.page_bytes
+    /// Whether a range or a handle may have this length.
+    pub(crate) fn check_len(&self, len: usize) -> Result<()> {
+        let fits = isize::try_from(len).is_ok();
+        if len == 0 || !fits || !len.is_multiple_of(self.page_bytes) {
+            return Err(IllegalUse::NotWholePages { bytes: len }.into());
+        }
+        Ok(())
     }
 
-    pub(crate) fn reserve(&mut self, len: usize, call: impl FnOnce() -> Result<R>) -> Result<RangeId> {
-        self.check_len(len)?;
-        let range = Range { len, system: call()?, mappings: BTreeMap::new() };
+    /// Records a range whose length was checked.
+    pub(crate) fn add_range(&mut self, len: usize, system: R) -> RangeId {
         let id = RangeId(self.take_id());
-        self.ranges.insert(id, range);
-        Ok(id)
+        let (mappings, pins) = (BTreeMap::new(), Vec::new());
+        self.ranges.insert(id, Range { len, system, mappings, reach: Reach::default(), pins });
+        id
     }
 
-    pub(crate) fn create(&mut self, len: usize, call: impl FnOnce() -> Result<H>) -> Result<HandleId> {
-        self.check_len(len)?;
-        let handle = Handle { len, system: call()?, places: Vec::new() };
+    /// Records a handle whose length was checked.
+    pub(crate) fn add_handle(&mut self, len: usize, system: H) -> HandleId {
         let id = HandleId(self.take_id());
-        self.handles.insert(id, handle);
-        Ok(id)
+        self.handles.insert(id, Handle { len, system, places: Vec::new() });
+        id
     }
 
     /// `call` is given the range, the handle and the handle's length.
@@ -113,14 +136,18 @@ impl<R, H> Ledger<R, H> {
     ) -> Result<()> {
         let mappings = self.whole_mappings(range_id, offset, len)?;
         for (start, mapping) in &mappings {
+            self.check_pins(range_id, *start, mapping.len, access)?;
             self.check_alias(range_id, *start, mapping.handle, access, offset..offset + len)?;
         }
         let range = self.ranges.get_mut(&range_id).ok_or(IllegalUse::UnknownRange(range_id))?;
-        for (start, mapping) in mappings {
+        range.reach.cut(offset);
+        let outcome = mappings.into_iter().try_for_each(|(start, mapping)| {
             call(&mut range.system, start, mapping.len)?;
             range.mappings.insert(start, Mapping { access, ..mapping });
-        }
-        Ok(())
+            Ok(())
+        });
+        range.reach.extend(&range.mappings);
+        outcome
     }
 
     /// `call` is given the range and one mapping's offset and length, for every mapping of the span.
@@ -132,7 +159,11 @@ impl<R, H> Ledger<R, H> {
         mut call: impl FnMut(&mut R, usize, usize) -> Result<()>,
     ) -> Result<()> {
         let mappings = self.whole_mappings(range_id, offset, len)?;
+        for (start, mapping) in &mappings {
+            self.check_pins(range_id, *start, mapping.len, Access::None)?;
+        }
         let range = self.ranges.get_mut(&range_id).ok_or(IllegalUse::UnknownRange(range_id))?;
+        range.reach.cut(offset);
         for (start, mapping) in mappings {
             // Withdrawn first: were the system's call to fail half-way, nobody may touch the span any more.
             range.mappings.insert(start, Mapping { access: Access::None, ..mapping });
@@ -146,79 +177,64 @@ impl<R, H> Ledger<R, H> {
         Ok(())
     }
 
-    pub(crate) fn release(&mut self, id: HandleId, call: impl FnOnce(&H, usize) -> Result<()>) -> Result<()> {
+    /// Takes an unmapped handle out, for its memory to be given back.
+    pub(crate) fn take_handle(&mut self, id: HandleId) -> Result<Handle<H>> {
         let handle = self.handles.get(&id).ok_or(IllegalUse::UnknownHandle(id))?;
         if !handle.places.is_empty() {
             return Err(IllegalUse::StillMapped.into());
         }
-        call(&handle.system, handle.len)?;
-        self.handles.remove(&id);
-        Ok(())
+        self.handles.remove(&id).ok_or(IllegalUse::UnknownHandle(id).into())
     }
 
-    pub(crate) fn free(&mut self, id: RangeId, call: impl FnOnce(&mut R) -> Result<()>) -> Result<()> {
-        let range = self.ranges.get_mut(&id).ok_or(IllegalUse::UnknownRange(id))?;
+    /// Takes an empty range out, for its addresses to be given back.
+    pub(crate) fn take_range(&mut self, id: RangeId) -> Result<Range<R>> {
+        let range = self.ranges.get(&id).ok_or(IllegalUse::UnknownRange(id))?;
+        if !range.pins.is_empty() {
+            return Err(IllegalUse::Pinned { offset: 0 }.into());
+        }
         if !range.mappings.is_empty() {
             return Err(IllegalUse::StillMapped.into());
         }
-        call(&mut range.system)?;
-        self.ranges.remove(&id);
-        Ok(())
+        self.ranges.remove(&id).ok_or(IllegalUse::UnknownRange(id).into())
     }
 
-    /// The range, if every page of the span (any bytes) is mapped in it with at least this access.
-    pub(crate) fn accessible(&self, id: RangeId, offset: usize, len: usize, access: Access) -> Result<&R> {
-        let range = self.ranges.get(&id).ok_or(IllegalUse::UnknownRange(id))?;
-        let end = range.end_of(offset, len)?;
-        let mut covered = offset;
-        let first = range.mappings.range(..=offset).next_back().map_or(offset, |(start, _)| *start);
-        for (&start, mapping) in range.mappings.range(first..) {
-            if covered >= end || start > covered {
-                break;
-            }
-            if start + mapping.len <= covered {
-                continue;
-            }
-            if mapping.access < access {
-                return Err(IllegalUse::NoAccess { offset: covered }.into());
-            }
-            covered = start + mapping.len;
-        }
-        if covered < end {
-            return Err(IllegalUse::NotMapped { offset: covered }.into());
-        }
-        Ok(&range.system)
+    /// Undoes [`take_handle`](Self::take_handle) where the system refused.
+    pub(crate) fn put_handle(&mut self, id: HandleId, handle: Handle<H>) {
+        self.handles.insert(id, handle);
     }
 
-    /// Every range, to give back at the end.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = &R> {
-        self.ranges.values().map(|range| &range.system)
+    /// Undoes [`take_range`](Self::take_range) where the system refused.
+    pub(crate) fn put_range(&mut self, id: RangeId, range: Range<R>) {
+        self.ranges.insert(id, range);
     }
 
-    /// The mappings that fill the span exactly.
-    fn whole_mappings(&self, id: RangeId, offset: usize, len: usize) -> Result<Vec<(usize, Mapping)>> {
-        let range = self.ranges.get(&id).ok_or(IllegalUse::UnknownRange(id))?;
-        self.check_len(len)?;
-        let end = range.end_of(offset, len)?;
-        let mut mappings = Vec::new();
-        let mut covered = offset;
-        if let Some((&start, before)) = range.mappings.range(..offset).next_back()
-            && start + before.len > offset
-        {
-            return Err(IllegalUse::PartOfHandle { offset }.into());
-        }
-        for (&start, mapping) in range.mappings.range(offset..end) {
-            if start != covered {
-                break;
-            }
-            mappings.push((start, *mapping));
-            covered = start + mapping.len;
-        }
-        match covered {
-            covered if covered == end => Ok(mappings),
-            covered if covered > end => Err(IllegalUse::PartOfHandle { offset: end }.into()),
-            offset => Err(IllegalUse::NotMapped { offset }.into()),
-        }
+    /// A range that there is.
+    pub(crate) fn range(&self, id: RangeId) -> Option<&R> {
+        self.ranges.get(&id).map(|range| &range.system)
+    }
+
+    /// Every range with its length, to give back at the end.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (&R, usize)> {
+        self.ranges.values().map(|range| (&range.system, range.len))
+    }
+
+    /// Every handle, to give back at the end.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn handles(&self) -> impl Iterator<Item = &H> {
+        self.handles.values().map(|handle| &handle.system)
+    }
+
+    /// Every mapping with its range, offset and length, to give back at the end.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = (&R, usize, usize)> {
+        self.ranges.values().flat_map(|range| {
+            range.mappings.iter().map(|(offset, mapping)| (&range.system, *offset, mapping.len))
+        })
+    }
+
+    /// A handle that there is, to change what the backend keeps of it.
+    pub(crate) fn handle_mut(&mut self, id: HandleId) -> Option<&mut H> {
+        self.handles.get_mut(&id).map(|handle| &mut handle.system)
     }
 
     /// Writable at one address means accessible at no other, once the span has got its new access.
@@ -246,25 +262,8 @@ impl<R, H> Ledger<R, H> {
         Ok(())
     }
 
-    fn check_len(&self, len: usize) -> Result<()> {
-        let fits = isize::try_from(len).is_ok();
-        if len == 0 || !fits || !len.is_multiple_of(self.page_bytes) {
-            return Err(IllegalUse::NotWholePages { bytes: len }.into());
-        }
-        Ok(())
-    }
-
     fn take_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
-    }
-}
-
-impl<R> Range<R> {
-    fn end_of(&self, offset: usize, len: usize) -> Result<usize> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(end),
-            _ => Err(IllegalUse::OutsideRange { offset, len }.into()),
-        }
     }
 }

@@ -1,0 +1,360 @@
+//! How pages come into slots and out of them.
+
+use fused_virtual_memory::{Access, Error as MemoryError, VirtualMemory};
+
+use super::extents::{ExtentId, extent_pages};
+use super::mapper::{Grown, Growth, NotGrown, Place, Source, map};
+use super::slot::{Mapped, SlotId, State};
+use super::{Error, KvCache};
+
+/// A sequence grows by extents of at most this part of what it has: so much is mapped and not used, at worst.
+const GROWTH_DIVISOR: usize = 32;
+
+/// Whether a slot's pages end where they were asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exactly {
+    Yes,
+    No,
+}
+
+impl<M: VirtualMemory> KvCache<M> {
+    /// Begins to map for sequences that are near the end of their pages, while the step that takes them there runs.
+    ///
+    /// # Errors
+    /// The mapper's thread has ended.
+    pub fn map_ahead(&mut self, slots: impl IntoIterator<Item = SlotId>) -> Result<(), Error> {
+        self.collect()?;
+        for slot in slots {
+            let idx = slot.idx();
+            let State::Live { num_tokens, .. } = self.slots[idx].state else { continue };
+            let most = self.pages_for(self.size.max_model_len);
+            let num_pages = self.slots[idx].num_pages();
+            let (page_bytes, token_bytes) = (self.memory.page_bytes(), self.layout.token_bytes());
+            let left_bytes = (num_pages * page_bytes).saturating_sub(num_tokens * token_bytes);
+            let is_near = left_bytes < (page_bytes / 2).max(2 * token_bytes);
+            if is_near && num_pages < most && !self.slots[idx].is_busy {
+                self.begin_growth(idx, self.pages_ahead(idx));
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps until the slot has `num_pages`, and notes that they are needed. A sequence that grows into a page gets some more with
+    /// it, where nobody is short, unless its pages are to end `exactly` there.
+    pub(super) fn grow_to(&mut self, idx: usize, num_pages: usize, exactly: Exactly) -> Result<(), Error> {
+        if num_pages > self.slots[idx].num_pages() && self.slots[idx].is_busy {
+            self.settle()?;
+        }
+        let mapped = self.slots[idx].num_pages();
+        if num_pages > mapped {
+            let own = &self.slots[idx].extents[self.slots[idx].num_needed..];
+            let not_needed = own.iter().filter(|mapped| !self.extents.is_needed(mapped.extent));
+            let num_own: usize = not_needed.map(|mapped| self.extents.num_pages_of(mapped.extent)).sum();
+            if num_pages - mapped > self.extents.num_available() - num_own {
+                return Err(Error::OutOfPages);
+            }
+            while self.slots[idx].num_pages() < num_pages {
+                let missing = num_pages - self.slots[idx].num_pages();
+                let wanted = match exactly {
+                    Exactly::Yes => missing,
+                    Exactly::No => missing.max(self.pages_ahead(idx)),
+                };
+                let extent = self.take(extent_pages(wanted), idx)?;
+                self.map_behind(idx, extent)?;
+            }
+        }
+        self.need(idx, self.slots[idx].num_covering(num_pages));
+        Ok(())
+    }
+
+    /// Pages that a slot which grows is given at once.
+    fn pages_ahead(&self, idx: usize) -> usize {
+        let num_pages = self.slots[idx].num_pages();
+        let most = self.pages_for(self.size.max_model_len) - num_pages;
+        let spare = self.extents.num_available().saturating_sub(self.watermark());
+        let ahead = extent_pages((num_pages / GROWTH_DIVISOR).min(most));
+        if ahead <= spare { ahead } else { 1 }
+    }
+
+    /// Notes how many of a slot's extents, from the first on, are needed.
+    pub(super) fn need(&mut self, idx: usize, num_needed: usize) {
+        let Self { slots, extents, .. } = self;
+        let slot = &mut slots[idx];
+        for mapped in slot.extents.get(slot.num_needed..num_needed).unwrap_or(&[]) {
+            extents.need(mapped.extent);
+        }
+        for mapped in slot.extents.get(num_needed..slot.num_needed).unwrap_or(&[]) {
+            extents.unneed(mapped.extent);
+        }
+        slot.num_needed = num_needed;
+    }
+
+    /// An extent of so many pages that is mapped nowhere, for the slot `taker`: a free one, a new one, one made of smaller
+    /// or larger free ones, or one that somebody loses.
+    fn take(&mut self, num_pages: usize, taker: usize) -> Result<ExtentId, Error> {
+        loop {
+            if let Some(extent) = self.extents.take_unmapped(num_pages) {
+                return Ok(extent);
+            }
+            let mut refused = None;
+            if self.extents.num_uncreated() >= num_pages {
+                match self.create(num_pages) {
+                    Err(Error::Memory(error @ MemoryError::OutOfMemory { .. })) => refused = Some(error),
+                    created => return created,
+                }
+            }
+            let enough_is_free = self.extents.num_free() >= num_pages;
+            if (enough_is_free || refused.is_some()) && self.release_smallest()? {
+                continue;
+            }
+            if !self.evict(taker)? {
+                return Err(refused.map_or(Error::OutOfPages, Error::Memory));
+            }
+        }
+    }
+
+    fn create(&mut self, num_pages: usize) -> Result<ExtentId, Error> {
+        let handle = self.memory.create(num_pages * self.memory.page_bytes())?;
+        self.num_driver_calls += 1;
+        self.extents.reserve(num_pages);
+        Ok(self.extents.created(handle, num_pages))
+    }
+
+    /// Gives the smallest free extent's memory back, so that it can be created in another size.
+    fn release_smallest(&mut self) -> Result<bool, Error> {
+        let Some(extent) = self.extents.take_smallest_unmapped() else { return Ok(false) };
+        let released = self.extents.handle(extent).map_or(Ok(()), |handle| self.memory.release(handle));
+        if let Err(error) = released {
+            self.extents.put_unmapped(extent);
+            return Err(error.into());
+        }
+        self.num_driver_calls += 1;
+        self.extents.released(extent);
+        Ok(true)
+    }
+
+    /// Takes one extent from somebody who does not need it: from the end of the parked slot longest out of use; failing
+    /// that, of the live one with most mapped ahead. Returns whether there was one.
+    fn evict(&mut self, taker: usize) -> Result<bool, Error> {
+        let is_free = |idx: &usize| *idx != taker && !self.slots[*idx].is_busy && !self.is_in_copy(*idx);
+        let parked = self.parked.oldest_first().find(is_free);
+        let victim = parked.or_else(|| {
+            let surplus = |idx: &usize| self.slots[*idx].extents.len() - self.slots[*idx].num_needed;
+            let live = (0..self.slots.len()).filter(|idx| self.slots[*idx].is_live()).filter(is_free);
+            live.filter(|idx| surplus(idx) > 0).max_by_key(|idx| (surplus(idx), std::cmp::Reverse(*idx)))
+        });
+        match victim {
+            Some(victim) => self.unmap_last(victim).map(|()| true),
+            // Somebody's extents may be on their way.
+            None if self.num_in_transit > 0 => self.settle().map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Unmaps the last extent of a slot.
+    pub(super) fn unmap_last(&mut self, idx: usize) -> Result<(), Error> {
+        let Some(Mapped { extent, end, .. }) = self.slots[idx].extents.last().copied() else { return Ok(()) };
+        let place = self.place(idx, end - self.extents.num_pages_of(extent), extent);
+        self.memory.unmap(place.range, place.offset, place.len)?;
+        self.num_driver_calls += 1;
+        self.drop_last(idx);
+        if self.extents.unmapped(extent) {
+            self.extents.put_unmapped(extent);
+        }
+        Ok(())
+    }
+
+    /// Maps an extent that is in no list behind the slot's others. Where that fails it is free again.
+    fn map_behind(&mut self, idx: usize, extent: ExtentId) -> Result<(), Error> {
+        let place = self.place(idx, self.slots[idx].num_pages(), extent);
+        let Some(handle) = self.extents.handle(extent) else { return Err(Error::OutOfPages) };
+        if let Err(error) = map(&*self.memory, place, handle, Access::ReadWrite) {
+            self.extents.put_unmapped(extent);
+            return Err(error.into());
+        }
+        self.num_driver_calls += 2;
+        self.push(idx, extent, true);
+        Ok(())
+    }
+
+    /// Maps the first `num_extents` of a slot into another one, which has none; nobody writes there any more.
+    pub(super) fn share(&mut self, from: usize, to: usize, num_extents: usize) -> Result<(), Error> {
+        for nth in 0..num_extents {
+            let Mapped { extent, end, is_writable } = self.slots[from].extents[nth];
+            let Some(handle) = self.extents.handle(extent) else { return Err(Error::OutOfPages) };
+            let start = end - self.extents.num_pages_of(extent);
+            if is_writable {
+                let Place { range, offset, len } = self.place(from, start, extent);
+                self.memory.set_access(range, offset, len, Access::Read)?;
+                self.num_driver_calls += 1;
+                self.slots[from].extents[nth].is_writable = false;
+            }
+            map(&*self.memory, self.place(to, start, extent), handle, Access::Read)?;
+            self.num_driver_calls += 2;
+            self.push(to, extent, false);
+        }
+        Ok(())
+    }
+
+    /// Makes everything behind the first `num_pages` of a slot writable: unmaps from its end what others share, and takes
+    /// back the rest.
+    pub(super) fn make_writable(&mut self, idx: usize, num_pages: usize) -> Result<(), Error> {
+        let first = self.slots[idx].num_within(num_pages);
+        let num_own =
+            self.slots[idx].extents[first..].iter().take_while(|m| !self.extents.is_shared(m.extent)).count();
+        while self.slots[idx].extents.len() > first + num_own {
+            self.unmap_last(idx)?;
+        }
+        for nth in first..first + num_own {
+            let Mapped { extent, end, is_writable } = self.slots[idx].extents[nth];
+            if !is_writable {
+                let Place { range, offset, len } =
+                    self.place(idx, end - self.extents.num_pages_of(extent), extent);
+                self.memory.set_access(range, offset, len, Access::ReadWrite)?;
+                self.num_driver_calls += 1;
+                self.slots[idx].extents[nth].is_writable = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has an extent mapped behind a slot by the mapper, if one can be had without anybody's need.
+    fn begin_growth(&mut self, idx: usize, num_pages: usize) {
+        if num_pages > self.extents.num_available().saturating_sub(self.num_in_transit) {
+            return;
+        }
+        let Some(source) = self.source(num_pages, idx) else { return };
+        let num_pages = match source {
+            Source::New => num_pages,
+            Source::Unmapped(extent, _) | Source::Slot { extent, .. } => self.extents.num_pages_of(extent),
+        };
+        let range = self.slots[idx].range;
+        let page_bytes = self.memory.page_bytes();
+        let offset = self.slots[idx].num_pages() * page_bytes;
+        let place = Place { range, offset, len: num_pages * page_bytes };
+        let growth = Growth { slot: idx, place, num_pages, source };
+        self.num_in_transit += num_pages;
+        self.slots[idx].is_busy = true;
+        if let Source::Slot { slot, .. } = source {
+            self.slots[slot].is_busy = true;
+        }
+        if !self.mapper.begin(&*self.memory, growth) {
+            self.take_in(Grown { growth, outcome: Err(NotGrown::NotTaken), num_calls: 0 });
+        }
+    }
+
+    /// Where the mapper gets an extent of so many pages, or nearly so many.
+    fn source(&mut self, num_pages: usize, taker: usize) -> Option<Source> {
+        if let Some(extent) = self.extents.take_unmapped(num_pages) {
+            return Some(Source::Unmapped(extent, self.extents.handle(extent)?));
+        }
+        if self.extents.num_uncreated() >= num_pages {
+            self.extents.reserve(num_pages);
+            return Some(Source::New);
+        }
+        if self.extents.num_free() < num_pages {
+            let is_free = |idx: &usize| *idx != taker && !self.slots[*idx].is_busy && !self.is_in_copy(*idx);
+            let victim = self.parked.oldest_first().find(is_free)?;
+            let Mapped { extent, end, is_writable } = *self.slots[victim].extents.last()?;
+            let size = self.extents.num_pages_of(extent);
+            let fits_behind = self.slots[taker].num_pages() + size <= self.pages_for(self.size.max_model_len);
+            if is_writable && size <= 2 * num_pages && fits_behind {
+                let place = self.place(victim, end - size, extent);
+                let handle = self.extents.handle(extent)?;
+                self.drop_last(victim);
+                // Nobody maps it while it is on its way.
+                self.extents.unmapped(extent);
+                return Some(Source::Slot { extent, handle, slot: victim, place });
+            }
+        }
+        // Another size must be broken first, which happens once for many extents.
+        let extent = self.take(num_pages, taker).ok()?;
+        Some(Source::Unmapped(extent, self.extents.handle(extent)?))
+    }
+
+    /// Takes in what the mapper has done until now.
+    pub(super) fn collect(&mut self) -> Result<(), Error> {
+        while let Some(grown) = self.mapper.poll()? {
+            self.take_in(grown);
+        }
+        Ok(())
+    }
+
+    /// Waits until the mapper has nothing more to do.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        while let Some(grown) = self.mapper.wait()? {
+            self.take_in(grown);
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, Grown { growth, outcome, num_calls }: Grown) {
+        let Growth { slot, num_pages, source, .. } = growth;
+        self.num_driver_calls += num_calls as u64;
+        self.num_in_transit -= num_pages;
+        self.slots[slot].is_busy = false;
+        if let Source::Slot { slot, .. } = source {
+            self.slots[slot].is_busy = false;
+        }
+        match (outcome, source) {
+            (Ok(handle), Source::New) => {
+                let extent = self.extents.created(handle, num_pages);
+                self.push(slot, extent, true);
+            }
+            (Ok(_), Source::Unmapped(extent, _) | Source::Slot { extent, .. }) => {
+                self.push(slot, extent, true)
+            }
+            (Err(NotGrown::NotMapped(handle)), Source::New) => {
+                let extent = self.extents.created(handle, num_pages);
+                self.extents.put_unmapped(extent);
+            }
+            (Err(NotGrown::NotTaken), Source::New) => self.extents.unreserve(num_pages),
+            (Err(NotGrown::NotTaken), Source::Slot { extent, slot, .. }) => self.push(slot, extent, true),
+            (Err(_), Source::Unmapped(extent, _) | Source::Slot { extent, .. }) => {
+                self.extents.put_unmapped(extent);
+            }
+        }
+    }
+
+    /// Notes that an extent is mapped behind the slot's others.
+    fn push(&mut self, idx: usize, extent: ExtentId, is_writable: bool) {
+        let num_pages = self.slots[idx].num_pages();
+        let end = num_pages + self.extents.num_pages_of(extent);
+        self.extents.mapped(extent);
+        self.slots[idx].extents.push(Mapped { extent, end, is_writable });
+        self.resized(idx, num_pages);
+    }
+
+    /// Notes that the last extent of a slot is going; whatever was in it is no more.
+    fn drop_last(&mut self, idx: usize) {
+        let num_pages = self.slots[idx].num_pages();
+        self.slots[idx].extents.pop();
+        let left = self.slots[idx].num_pages();
+        let num_tokens = left * self.memory.page_bytes() / self.layout.token_bytes();
+        let content = &mut self.slots[idx].content;
+        match &mut self.index {
+            Some(index) if content.num_valid > num_tokens => content.truncate(idx, num_tokens, index),
+            _ => content.num_valid = content.num_valid.min(num_tokens),
+        }
+        debug_assert!(self.slots[idx].num_needed <= self.slots[idx].extents.len(), "a needed extent goes");
+        self.resized(idx, num_pages);
+    }
+
+    fn resized(&mut self, idx: usize, old_num_pages: usize) {
+        if let State::Parked { since } = self.slots[idx].state {
+            self.parked.remove(idx, since, old_num_pages);
+            self.parked.insert(idx, since, self.slots[idx].num_pages());
+        }
+    }
+
+    fn place(&self, idx: usize, start: usize, extent: ExtentId) -> Place {
+        let page_bytes = self.memory.page_bytes();
+        let len = self.extents.num_pages_of(extent) * page_bytes;
+        Place { range: self.slots[idx].range, offset: start * page_bytes, len }
+    }
+
+    /// Whether something is about to be copied from a slot or to it, so that its pages must stay where they are.
+    pub(super) fn is_in_copy(&self, idx: usize) -> bool {
+        self.copies.iter().any(|copy| copy.from.idx() == idx || copy.to.idx() == idx)
+    }
+}

@@ -1,0 +1,159 @@
+//! Anything in any order, with every byte looked at.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use super::prefixes::Machine;
+use super::*;
+
+const MAX_MODEL_LEN: usize = 200;
+
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    /// A prompt of one of few families, which begin alike, with so many tokens in common and so many of its own.
+    Admit {
+        family: u32,
+        num_common: usize,
+        num_own: usize,
+        is_salted: bool,
+    },
+    Compute {
+        nth: usize,
+        num_tokens: usize,
+    },
+    Grow {
+        nth: usize,
+        num_tokens: usize,
+    },
+    Release {
+        nth: usize,
+    },
+    MapAhead,
+    Copy,
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let nth = 0..8usize;
+    prop_oneof![
+        4 => (0..3u32, 0..90usize, 1..60usize, prop::bool::weighted(0.2)).prop_map(
+            |(family, num_common, num_own, is_salted)| Call::Admit { family, num_common, num_own, is_salted }
+        ),
+        6 => (nth.clone(), 1..60usize).prop_map(|(nth, num_tokens)| Call::Compute { nth, num_tokens }),
+        4 => (nth.clone(), 1..20usize).prop_map(|(nth, num_tokens)| Call::Grow { nth, num_tokens }),
+        2 => nth.prop_map(|nth| Call::Release { nth }),
+        2 => Just(Call::MapAhead),
+        3 => Just(Call::Copy),
+    ]
+}
+
+struct Life {
+    slot: SlotId,
+    tokens: Vec<TokenId>,
+    num_computed: usize,
+}
+
+/// A machine, what should be in it, and a counter for tokens that nobody else has.
+struct World {
+    machine: Machine,
+    lives: Vec<Life>,
+    next_token: u32,
+}
+
+impl World {
+    fn new(num_sequences: usize, num_spare_slots: usize, num_pages: usize) -> Self {
+        let machine = Machine::new(num_sequences, num_sequences + num_spare_slots, num_pages);
+        Self { machine, lives: Vec::new(), next_token: 1 << 20 }
+    }
+
+    fn own(&mut self, num_tokens: usize) -> impl Iterator<Item = TokenId> + use<> {
+        let first = self.next_token;
+        self.next_token += u32::try_from(num_tokens).unwrap();
+        (first..self.next_token).map(TokenId)
+    }
+
+    fn call(&mut self, call: Call) {
+        match call {
+            Call::Admit { family, num_common, num_own, is_salted } => {
+                let common = (0..).map(|idx| TokenId(family << 10 | idx)).take(num_common);
+                let own = self.own(num_own);
+                let tokens: Vec<_> = common.chain(own).collect();
+                if let Admission::Admitted { slot, num_cached } =
+                    self.machine.admit(&tokens, is_salted.then_some("salt"))
+                {
+                    assert!(self.lives.iter().all(|life| life.slot != slot));
+                    assert!(num_cached < tokens.len());
+                    self.lives.push(Life { slot, tokens, num_computed: num_cached });
+                }
+            }
+            Call::Compute { nth, num_tokens } if !self.lives.is_empty() => {
+                // As before a step: what is to be copied is.
+                self.machine.copy();
+                let num_lives = self.lives.len();
+                let life = &mut self.lives[nth % num_lives];
+                let end = (life.num_computed + num_tokens).min(life.tokens.len());
+                if end > life.num_computed {
+                    self.machine.compute(life.slot, life.num_computed, &life.tokens[..end]);
+                    life.num_computed = end;
+                }
+            }
+            Call::Grow { nth, num_tokens } if !self.lives.is_empty() => {
+                let nth = nth % self.lives.len();
+                let num_tokens = (self.lives[nth].tokens.len() + num_tokens).min(MAX_MODEL_LEN);
+                let grown = self.machine.kv.ensure(self.lives[nth].slot, num_tokens);
+                match grown {
+                    Ok(()) => {
+                        let more = self.own(num_tokens - self.lives[nth].tokens.len());
+                        self.lives[nth].tokens.extend(more);
+                    }
+                    Err(error) => assert!(matches!(error, Error::OutOfPages), "{error:?}"),
+                }
+            }
+            Call::Release { nth } if !self.lives.is_empty() => {
+                let life = self.lives.swap_remove(nth % self.lives.len());
+                assert!(self.machine.kv.release(life.slot) > 0);
+            }
+            Call::MapAhead => {
+                self.machine.kv.map_ahead(self.lives.iter().map(|life| life.slot)).unwrap();
+            }
+            Call::Copy => {
+                self.machine.copy();
+            }
+            Call::Compute { .. } | Call::Grow { .. } | Call::Release { .. } => {}
+        }
+        self.check();
+    }
+
+    fn check(&mut self) {
+        let kv = &self.machine.kv;
+        assert!(kv.is_consistent());
+        let stats = kv.stats();
+        assert_eq!(stats.live_slots, self.lives.len());
+        assert_eq!(stats.mapped_bytes + stats.parked_bytes + stats.free_bytes, stats.total_bytes);
+        if !kv.has_copies() {
+            for life in &self.lives {
+                self.machine.assert_holds(life.slot, &life.tokens[..life.num_computed]);
+            }
+        }
+    }
+}
+
+/// Calls that one life of the machine gets. Nothing that a fault needs is further back.
+const NUM_CALLS: usize = 250;
+
+/// 100,000 calls in every run of the tests; as many as `FUSED_RANDOM_CALLS` says where it is set.
+#[test]
+fn every_sequence_keeps_its_bytes_whatever_happens_to_the_others() {
+    let wanted = std::env::var("FUSED_RANDOM_CALLS").ok().and_then(|text| text.parse().ok());
+    let num_cases = wanted.unwrap_or(100_000usize).div_ceil(NUM_CALLS);
+    let config = Config { cases: u32::try_from(num_cases).unwrap(), ..Config::default() };
+    // The same calls in every run: a failure is one for everybody.
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let calls = prop::collection::vec(call(), NUM_CALLS);
+    let world = (1..6usize, 0..6usize, 76..200usize, calls);
+    let result = runner.run(&world, |(num_sequences, num_spare_slots, num_pages, calls)| {
+        let mut world = World::new(num_sequences, num_spare_slots, num_pages);
+        calls.into_iter().for_each(|call| world.call(call));
+        Ok(())
+    });
+    result.unwrap();
+}

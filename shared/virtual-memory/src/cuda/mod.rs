@@ -1,0 +1,200 @@
+//! Device memory: the virtual-memory calls of the CUDA driver, under the same rules as everywhere.
+
+mod driver;
+
+use std::sync::{Mutex, PoisonError};
+
+use driver::{Address, Driver, Extent};
+
+use crate::error::IllegalUse;
+use crate::ledger::{Ledger, Sharing, lock};
+use crate::{Access, Error, HandleId, PinToken, RangeId, Result, Span, VirtualMemory};
+
+/// Virtual memory of one device. Dropping it unmaps and frees everything; by then no work on the device may use it, which
+/// whoever launches work sees to by holding a [`Pinned`](crate::Pinned) until it is done.
+///
+/// The driver does not wait for running work when it unmaps: the pins are the only fence. A range may be pinned several
+/// times at once. What [`create`](VirtualMemory::create) allocates is not zeroed.
+#[derive(Debug)]
+pub struct CudaMemory {
+    page_bytes: usize,
+    state: Mutex<State>,
+    driver: Driver,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger<Address, Extent>,
+    /// What may still be created.
+    free_bytes: usize,
+}
+
+impl CudaMemory {
+    /// Memory of a device, by number, in pages of `page_bytes`, a multiple of [what it can map](Self::granularity), of
+    /// which `physical_bytes` may exist at the same time. Nothing is allocated as yet.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`] and [`Error::NoDevice`] where there is no GPU to be had; another page size; whatever the
+    /// driver refuses.
+    pub fn new(device: i32, page_bytes: usize, physical_bytes: usize) -> Result<Self> {
+        let driver = Driver::open(device)?;
+        let ledger = Ledger::new(page_bytes, driver.granularity()?, Sharing::Counted)?;
+        let state = State { ledger, free_bytes: physical_bytes };
+        Ok(Self { page_bytes, state: Mutex::new(state), driver })
+    }
+
+    /// What a page size on a device must be a multiple of; 2 MiB on all of them so far.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn granularity(device: i32) -> Result<usize> {
+        Driver::open(device)?.granularity()
+    }
+
+    /// Where a range begins, for kernels; the same until the range is freed. They may touch what is pinned of it.
+    ///
+    /// # Errors
+    /// There is no such range.
+    pub fn device_address(&self, range: RangeId) -> Result<u64> {
+        let state = lock(&self.state);
+        state.ledger.range(range).map(|address| address.0).ok_or(IllegalUse::UnknownRange(range).into())
+    }
+
+    /// Copies bytes to the host, which need not be whole pages. For tests and tools: whoever calls meanwhile waits, and it
+    /// knows nothing of streams but the default one.
+    ///
+    /// # Errors
+    /// A page of the span is not mapped or not readable; the driver refuses.
+    pub fn read(&self, range: RangeId, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let state = lock(&self.state);
+        let mut at = state.address(range, offset)?;
+        let mut rest = bytes;
+        // Piece by piece: a copy across allocations is nowhere promised to work.
+        for piece in state.ledger.pieces(range, offset, rest.len(), Access::Read)? {
+            let (target, behind) = rest.split_at_mut(piece.bytes.len());
+            self.driver.read(at, target)?;
+            at = at.plus(target.len());
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes from the host and waits until they are there. For tests and tools, as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// A page of the span is not mapped or not writable, and nothing is written; the driver refuses.
+    pub fn write(&self, range: RangeId, offset: usize, bytes: &[u8]) -> Result<()> {
+        let state = lock(&self.state);
+        let mut at = state.address(range, offset)?;
+        let mut rest = bytes;
+        for piece in state.ledger.pieces(range, offset, rest.len(), Access::ReadWrite)? {
+            let (source, behind) = rest.split_at(piece.bytes.len());
+            self.driver.write(at, source)?;
+            at = at.plus(source.len());
+            rest = behind;
+        }
+        Ok(())
+    }
+}
+
+impl VirtualMemory for CudaMemory {
+    fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
+    fn reserve(&self, len: usize) -> Result<RangeId> {
+        lock(&self.state).ledger.check_len(len)?;
+        let address = self.driver.reserve(len)?;
+        Ok(lock(&self.state).ledger.add_range(len, address))
+    }
+
+    fn create(&self, len: usize) -> Result<HandleId> {
+        lock(&self.state).claim(len)?;
+        let created = self.driver.create(len);
+        let mut state = lock(&self.state);
+        match created {
+            Ok(extent) => Ok(state.ledger.add_handle(len, extent)),
+            Err(error) => {
+                state.free_bytes += len;
+                Err(error)
+            }
+        }
+    }
+
+    fn map(&self, range: RangeId, offset: usize, handle: HandleId) -> Result<()> {
+        lock(&self.state).ledger.map(range, offset, handle, |address, extent, len| {
+            self.driver.map(address.plus(offset), len, extent)
+        })
+    }
+
+    fn set_access(&self, range: RangeId, offset: usize, len: usize, access: Access) -> Result<()> {
+        lock(&self.state).ledger.set_access(range, offset, len, access, |address, offset, len| {
+            self.driver.set_access(address.plus(offset), len, access)
+        })
+    }
+
+    fn unmap(&self, range: RangeId, offset: usize, len: usize) -> Result<()> {
+        lock(&self.state)
+            .ledger
+            .unmap(range, offset, len, |address, offset, len| self.driver.unmap(address.plus(offset), len))
+    }
+
+    fn release(&self, id: HandleId) -> Result<()> {
+        let handle = lock(&self.state).ledger.take_handle(id)?;
+        let released = self.driver.release(&handle.system);
+        let mut state = lock(&self.state);
+        match &released {
+            Ok(()) => state.free_bytes += handle.len,
+            Err(_) => state.ledger.put_handle(id, handle),
+        }
+        released
+    }
+
+    fn free(&self, id: RangeId) -> Result<()> {
+        let range = lock(&self.state).ledger.take_range(id)?;
+        let freed = self.driver.free(&range.system, range.len);
+        if freed.is_err() {
+            lock(&self.state).ledger.put_range(id, range);
+        }
+        freed
+    }
+
+    fn pin(&self, range: RangeId, len: usize, writable_from: usize) -> Result<PinToken> {
+        lock(&self.state).ledger.pin(Span { range, len, writable_from })
+    }
+
+    fn unpin(&self, pin: PinToken) {
+        lock(&self.state).ledger.unpin(&pin);
+    }
+}
+
+impl Drop for CudaMemory {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // In this order, because a mapping keeps its range and its handle. A failure leaves memory to the end of the
+        // process: nothing to be done about it here.
+        for (address, offset, len) in state.ledger.mappings() {
+            let _ = self.driver.unmap(address.plus(offset), len);
+        }
+        for extent in state.ledger.handles() {
+            let _ = self.driver.release(extent);
+        }
+        for (address, len) in state.ledger.ranges() {
+            let _ = self.driver.free(address, len);
+        }
+    }
+}
+
+impl State {
+    /// Sets so much physical memory aside.
+    fn claim(&mut self, len: usize) -> Result<()> {
+        self.ledger.check_len(len)?;
+        self.free_bytes = self.free_bytes.checked_sub(len).ok_or(Error::OutOfMemory { len })?;
+        Ok(())
+    }
+
+    fn address(&self, range: RangeId, offset: usize) -> Result<Address> {
+        let address = self.ledger.range(range).ok_or(IllegalUse::UnknownRange(range))?;
+        Ok(address.plus(offset))
+    }
+}
