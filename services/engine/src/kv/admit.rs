@@ -43,8 +43,9 @@ pub enum Admission {
     },
     /// A running sequence is about to compute what it needs too.
     Coming(Coming),
-    /// Nothing can be done for it in this step: all that is known of it is there, and there is nothing to do before more of
-    /// its prompt is; or what it is to share is being copied.
+    /// All that is known of it is there, and there is nothing to do before more of its prompt is.
+    AllIsThere,
+    /// What it is to share is copied in this step.
     NotNow,
     /// All slots or too many pages are in use.
     NoRoom,
@@ -86,12 +87,15 @@ impl<M: VirtualMemory> KvCache<M> {
             return Admission::Coming(coming);
         }
         let all_is_there = found.num_valid > 0 && found.num_valid + BLOCK_TOKENS > candidate.tokens.len();
-        if candidate.is_arriving && all_is_there || self.is_better_shared_later(found) {
+        if candidate.is_arriving && all_is_there {
+            return Admission::AllIsThere;
+        }
+        if self.is_better_shared_later(found) {
             return Admission::NotNow;
         }
         let admitted = match self.try_admit(candidate, found, num_spare_pages) {
-            // What it was to copy from may be all the memory there is to be had.
-            Err(Error::OutOfPages) if found.num_valid > 0 => {
+            // What it was to copy from may be all the memory, or the one slot, there is to be had.
+            Ok(None) | Err(Error::OutOfPages) if found.num_valid > 0 => {
                 let anew = self.try_admit(candidate, Found::default(), num_spare_pages);
                 anew.map(|slot| slot.map(|slot| (slot, 0)))
             }
@@ -115,7 +119,9 @@ impl<M: VirtualMemory> KvCache<M> {
         match self.admit_leaving(0, &candidate) {
             Admission::Admitted { slot, .. } => Ok(slot),
             Admission::Failed(error) => Err(error),
-            Admission::NoRoom | Admission::Coming(_) | Admission::NotNow => Err(Error::OutOfPages),
+            Admission::NoRoom | Admission::Coming(_) | Admission::AllIsThere | Admission::NotNow => {
+                Err(Error::OutOfPages)
+            }
         }
     }
 

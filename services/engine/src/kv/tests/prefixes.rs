@@ -212,7 +212,7 @@ fn of_an_arriving_prompt_nothing_is_done_that_is_there() {
     let tokens = prompt(1, 10);
     let arriving =
         |tokens| Candidate { tokens, is_arriving: true, salt: None, reuses: true, num_reserved: 0 };
-    assert!(matches!(machine.kv.admit(&arriving(&tokens[..64])), Admission::NotNow));
+    assert!(matches!(machine.kv.admit(&arriving(&tokens[..64])), Admission::AllIsThere));
     let mut other = tokens[..64].to_vec();
     other.extend(self::tokens(800..840));
     assert!(matches!(machine.kv.admit(&arriving(&other)), Admission::Admitted { num_cached: 64, .. }));
@@ -235,6 +235,14 @@ fn what_is_about_to_be_copied_stays_where_it_is() {
     machine.compute(second, 80, &prompt);
     machine.assert_holds(second, &prompt);
     machine.assert_holds(third, &tokens(5000..5050));
+}
+
+#[test]
+fn the_only_slot_is_taken_although_others_may_want_what_is_in_it() {
+    let mut machine = Machine::new(1, 1, 100);
+    let (slot, _) = machine.run(&prompt(1, 90));
+    machine.kv.release(slot);
+    assert_eq!(machine.run(&tokens((0..50).chain(9000..9010))), (slot, 0));
 }
 
 #[test]
