@@ -199,6 +199,8 @@ impl<M: VirtualMemory> KvCache<M> {
             return Err(Error::TooLong { num_tokens, max_model_len: self.size.max_model_len });
         }
         if num_tokens > held {
+            // It is, but where somebody has tried in vain to take what was mapped ahead.
+            self.make_writable(slot.idx(), self.slots[slot.idx()].num_needed_pages())?;
             self.grow_to(slot.idx(), self.pages_for(num_tokens), Exactly::No)?;
             if let State::Live { num_tokens: held, .. } = &mut self.slots[slot.idx()].state {
                 *held = num_tokens;

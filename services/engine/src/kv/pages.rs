@@ -155,7 +155,14 @@ impl<M: VirtualMemory> KvCache<M> {
     pub(super) fn unmap_last(&mut self, idx: usize) -> Result<(), Error> {
         let Some(Mapped { extent, end, .. }) = self.slots[idx].extents.last().copied() else { return Ok(()) };
         let place = self.place(idx, end - self.extents.num_pages_of(extent), extent);
-        self.memory.unmap(place.range, place.offset, place.len)?;
+        if let Err(error) = self.memory.unmap(place.range, place.offset, place.len) {
+            // It is still there and nobody may touch it, before somebody makes it writable.
+            self.forget_behind(idx, end - self.extents.num_pages_of(extent));
+            if let Some(last) = self.slots[idx].extents.last_mut() {
+                last.is_writable = false;
+            }
+            return Err(error.into());
+        }
         self.num_driver_calls += 1;
         self.drop_last(idx);
         if self.extents.unmapped(extent) {
@@ -309,7 +316,8 @@ impl<M: VirtualMemory> KvCache<M> {
                 self.extents.put_unmapped(extent);
             }
             (Err(NotGrown::NotTaken), Source::New) => self.extents.unreserve(num_pages),
-            (Err(NotGrown::NotTaken), Source::Slot { extent, slot, .. }) => self.push(slot, extent, true),
+            // It could not be unmapped, and nobody may touch it.
+            (Err(NotGrown::NotTaken), Source::Slot { extent, slot, .. }) => self.push(slot, extent, false),
             (Err(_), Source::Unmapped(extent, _) | Source::Slot { extent, .. }) => {
                 self.extents.put_unmapped(extent);
             }
@@ -329,15 +337,19 @@ impl<M: VirtualMemory> KvCache<M> {
     fn drop_last(&mut self, idx: usize) {
         let num_pages = self.slots[idx].num_pages();
         self.slots[idx].extents.pop();
-        let left = self.slots[idx].num_pages();
-        let num_tokens = left * self.memory.page_bytes() / self.layout.token_bytes();
+        self.forget_behind(idx, self.slots[idx].num_pages());
+        debug_assert!(self.slots[idx].num_needed <= self.slots[idx].extents.len(), "a needed extent goes");
+        self.resized(idx, num_pages);
+    }
+
+    /// Notes that nothing is left of what was behind the first `num_pages` of a slot.
+    fn forget_behind(&mut self, idx: usize, num_pages: usize) {
+        let num_tokens = num_pages * self.memory.page_bytes() / self.layout.token_bytes();
         let content = &mut self.slots[idx].content;
         match &mut self.index {
             Some(index) if content.num_valid > num_tokens => content.truncate(idx, num_tokens, index),
             _ => content.num_valid = content.num_valid.min(num_tokens),
         }
-        debug_assert!(self.slots[idx].num_needed <= self.slots[idx].extents.len(), "a needed extent goes");
-        self.resized(idx, num_pages);
     }
 
     fn resized(&mut self, idx: usize, old_num_pages: usize) {
