@@ -4,7 +4,7 @@ use fused_virtual_memory::VirtualMemory;
 use fused_vocabulary::TokenId;
 
 use super::pages::Exactly;
-use super::prefix::{BLOCK_TOKENS, common_prefix};
+use super::prefix::BLOCK_TOKENS;
 use super::slot::{SlotId, State};
 use super::{Error, KvCache, KvCopy};
 
@@ -147,7 +147,7 @@ impl<M: VirtualMemory> KvCache<M> {
         let mut num_coming = 0;
         for idx in index.longest(candidate.salt, candidate.tokens) {
             let content = &self.slots[idx].content;
-            let num_common = common_prefix(&content.tokens, candidate.tokens).min(most);
+            let num_common = content.num_common(candidate.tokens, candidate.salt).min(most);
             let num_valid = num_common.min(content.num_valid);
             // Of equals the one of whose pages most can be shared, and those now; parked ones are as good and less in the way.
             let rank = |found: Found| {
