@@ -352,8 +352,10 @@ impl<M: VirtualMemory> KvCache<M> {
         }
         // Whoever shares the same beginning next finds that the extents end where it does.
         let common_pages = found.num_valid * self.layout.token_bytes() / self.memory.page_bytes();
-        self.grow_to(idx, common_pages, Exactly::Yes)?;
-        self.grow_to(idx, num_pages, Exactly::No)
+        self.map_to(idx, common_pages, Exactly::Yes)?;
+        self.map_to(idx, num_pages, Exactly::No)?;
+        self.need(idx, num_pages);
+        Ok(())
     }
 
     /// A parked slot has been of use.

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fused_virtual_memory::{Access, Error as MemoryError, HandleId, RangeId, VirtualMemory};
+use fused_virtual_memory::{Access, HandleId, RangeId, VirtualMemory};
 
 use super::Error;
 use super::extents::ExtentId;
@@ -58,6 +58,8 @@ pub(super) enum NotGrown {
     NotTaken,
     /// The extent is mapped nowhere.
     NotMapped(HandleId),
+    /// The extent is where it should be, and nobody may touch it.
+    NotOpened(HandleId),
 }
 
 /// Who does it.
@@ -174,24 +176,19 @@ fn grow<M: VirtualMemory>(memory: &M, growth: Growth) -> Grown {
     };
     let outcome = handle.ok_or(NotGrown::NotTaken).and_then(|handle| {
         num_calls += 2;
-        match map(memory, growth.place, handle, Access::ReadWrite) {
-            Ok(()) => Ok(handle),
-            Err(_) => Err(NotGrown::NotMapped(handle)),
-        }
+        open(memory, growth.place, handle).map(|()| handle)
     });
     Grown { growth, outcome, num_calls }
 }
 
-/// Maps an extent and makes it accessible; it is mapped nowhere in that place where it fails.
-pub(super) fn map<M: VirtualMemory>(
-    memory: &M,
-    place: Place,
-    handle: HandleId,
-    access: Access,
-) -> Result<(), MemoryError> {
+/// Maps an extent and makes it writable.
+fn open<M: VirtualMemory>(memory: &M, place: Place, handle: HandleId) -> Result<(), NotGrown> {
     let Place { range, offset, len } = place;
-    memory.map(range, offset, handle)?;
-    memory
-        .set_access(range, offset, len, access)
-        .or_else(|error| memory.unmap(range, offset, len).and(Err(error)))
+    memory.map(range, offset, handle).map_err(|_| NotGrown::NotMapped(handle))?;
+    memory.set_access(range, offset, len, Access::ReadWrite).map_err(|_| {
+        match memory.unmap(range, offset, len) {
+            Ok(()) => NotGrown::NotMapped(handle),
+            Err(_) => NotGrown::NotOpened(handle),
+        }
+    })
 }

@@ -36,7 +36,7 @@ pub(super) struct Mapped {
     pub(super) extent: ExtentId,
     /// Pages from the slot's start to its end.
     pub(super) end: usize,
-    /// Not where several slots map it, or it could not be unmapped.
+    /// Not where several slots map it, or where a driver's call for it has failed and nobody may touch it.
     pub(super) is_writable: bool,
 }
 

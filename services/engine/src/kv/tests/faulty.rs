@@ -31,15 +31,12 @@ impl Faulty {
         *self.fails.lock().unwrap() = Box::new(fails);
     }
 
-    /// One call fails, after so many others.
-    pub(super) fn fail_once_after(&self, num_calls: usize) {
-        let mut num_left = Some(num_calls);
-        self.fail_when(move |_| match num_left {
-            Some(0) => num_left.take().is_some(),
-            _ => {
-                num_left = num_left.map(|left| left - 1);
-                false
-            }
+    /// Some calls fail, after so many others.
+    pub(super) fn fail_after(&self, num_calls: usize, num_faults: usize) {
+        let mut num_made = 0;
+        self.fail_when(move |_| {
+            num_made += 1;
+            (num_calls + 1..=num_calls + num_faults).contains(&num_made)
         });
     }
 

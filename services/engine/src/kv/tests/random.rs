@@ -30,9 +30,10 @@ enum Call {
     },
     MapAhead,
     Copy,
-    /// After so many calls of the driver, one of them fails.
+    /// After so many calls of the driver, some of them fail.
     Break {
         after: usize,
+        num_faults: usize,
     },
 }
 
@@ -47,7 +48,7 @@ fn call() -> impl Strategy<Value = Call> {
         2 => nth.prop_map(|nth| Call::Release { nth }),
         2 => Just(Call::MapAhead),
         3 => Just(Call::Copy),
-        1 => (0..12usize).prop_map(|after| Call::Break { after }),
+        1 => (0..12usize, 1..4usize).prop_map(|(after, num_faults)| Call::Break { after, num_faults }),
     ]
 }
 
@@ -166,8 +167,8 @@ impl World {
             Call::Copy => {
                 self.machine.copy();
             }
-            Call::Break { after } if self.shape.has_faults => {
-                self.machine.kv.memory().fail_once_after(after);
+            Call::Break { after, num_faults } if self.shape.has_faults => {
+                self.machine.kv.memory().fail_after(after, num_faults);
             }
             Call::Compute { .. } | Call::Grow { .. } | Call::Release { .. } | Call::Break { .. } => {}
         }
