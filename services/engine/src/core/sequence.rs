@@ -31,8 +31,8 @@ pub(super) struct Request {
     ending: Vec<TokenId>,
     /// Of the prompt's positions from the second on, as far as they are computed.
     prompt_logprobs: Vec<TokenLogprobs>,
-    /// Of the prompt, computed by others when the first sequence first ran.
-    num_cached: usize,
+    /// Of the prompt, computed by others when the first sequence first got a slot; later it may find what it left itself.
+    num_cached: Option<usize>,
     told_prompt: bool,
     pub(super) sequences: Vec<Sequence>,
 }
@@ -96,7 +96,7 @@ impl Request {
             max_tokens: None,
             ending,
             prompt_logprobs: Vec::new(),
-            num_cached: 0,
+            num_cached: None,
             told_prompt: false,
         }
     }
@@ -204,8 +204,8 @@ impl Request {
 
     /// Notes how much of a sequence's tokens was computed by others when it got its slot.
     pub(super) fn note_admitted(&mut self, sequence_idx: u32, num_cached: usize) {
-        if sequence_idx == 0 && !self.told_prompt {
-            self.num_cached = num_cached;
+        if sequence_idx == 0 {
+            self.num_cached.get_or_insert(num_cached);
         }
     }
 
@@ -260,7 +260,7 @@ impl Request {
             .num_prompt_logprobs
             .and(first)
             .map(|first| PromptLogprobs { first: *first, rest: std::mem::take(&mut self.prompt_logprobs) });
-        let num_cached = self.num_cached;
+        let num_cached = self.num_cached.unwrap_or(0);
         self.events.send(Event::Prompt { num_tokens: self.prompt.len(), num_cached, logprobs })
     }
 
