@@ -2,6 +2,7 @@
 
 mod admission;
 mod door;
+mod ending;
 mod sequence;
 mod stream;
 #[cfg(test)]
@@ -11,8 +12,8 @@ mod thread;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use fused_status::{Code, Error};
-use tokio::sync::{mpsc, oneshot, watch};
+use fused_status::Error;
+use tokio::sync::{mpsc, watch};
 
 use crate::Order;
 use crate::events::CoreEvents;
@@ -21,10 +22,10 @@ use crate::request::{RequestId, ValidPromptChunk};
 use crate::runner::{Runner, RunnerError, SequenceOutput};
 use crate::scheduler::{Scheduled, Scheduler, SequenceId, Step};
 use admission::PrefillRate;
-use door::{Aborted, Arrival, Command};
+use door::{Arrival, Command};
+use ending::{not_sent, out_of_memory};
 pub(crate) use sequence::Drawn;
 use sequence::{End, Request};
-use stream::NotSent;
 
 pub(crate) use door::{Admitted, Door, Load, engine_ended};
 pub(crate) use stream::{Event, EventReceiver, Finish, FinishReason, PromptLogprobs};
@@ -157,39 +158,6 @@ impl<R: Runner> EngineCore<R> {
         }
     }
 
-    fn abort(&mut self, id: &RequestId, reply: oneshot::Sender<Aborted>) {
-        let Some(&number) = self.numbers.get(id) else { return };
-        let mut aborted = Aborted::default();
-        let Some(request) = self.requests.get_mut(&number) else { return };
-        for id in
-            request.ids().filter(|id| !request.sequences[id.idx as usize].is_finished).collect::<Vec<_>>()
-        {
-            aborted.num_sequences += 1;
-            aborted.kv_bytes += self.scheduler.remove(id, &mut self.kv).unwrap_or(0);
-            // Gone or not reading: it is being ended anyway.
-            let _ = request.finish(id.idx, FinishReason::Aborted);
-        }
-        self.forget(number, "aborted");
-        // The one who asked may have gone.
-        let _ = reply.send(aborted);
-    }
-
-    /// Ends requests whose client has gone or whose deadline has passed.
-    fn end_lost_requests(&mut self, now: Instant) {
-        let lost = self.requests.iter().filter_map(|(number, request)| {
-            if request.events.is_gone() {
-                Some((*number, cancelled()))
-            } else if request.deadline.is_some_and(|deadline| deadline <= now) {
-                Some((*number, Error::new(Code::DeadlineExceeded, "the request's deadline has passed")))
-            } else {
-                None
-            }
-        });
-        for (number, error) in lost.collect::<Vec<_>>() {
-            self.fail(number, error);
-        }
-    }
-
     /// Decides the next step, and has memory mapped for the one after it while it runs.
     fn schedule(&mut self) -> Step {
         let requests = &self.requests;
@@ -305,63 +273,4 @@ impl<R: Runner> EngineCore<R> {
         let next_deadline = self.requests.values().filter_map(|request| request.deadline).min();
         Progress::Idle(next_deadline.map(|deadline| deadline.saturating_duration_since(now)))
     }
-
-    /// Ends one sequence as it should end.
-    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
-        self.scheduler.remove(id, &mut self.kv);
-        let Some(request) = self.requests.get_mut(&id.request) else { return };
-        match request.finish(id.idx, reason) {
-            Err(error) => self.fail(id.request, not_sent(error)),
-            Ok(()) if request.is_finished() => {
-                self.forget(id.request, reason_label(reason));
-            }
-            Ok(()) => {}
-        }
-    }
-
-    /// Ends a request with an error and frees what it holds.
-    fn fail(&mut self, number: u64, error: Error) {
-        let Some(request) = self.requests.get(&number) else { return };
-        for id in request.ids() {
-            self.scheduler.remove(id, &mut self.kv);
-        }
-        if let Some(request) = self.forget(number, error.code().name()) {
-            request.events.fail(error);
-        }
-    }
-
-    fn forget(&mut self, number: u64, finish_reason: &'static str) -> Option<Request> {
-        let request = self.requests.remove(&number)?;
-        self.numbers.remove(&request.request.id);
-        self.events.request_ended(finish_reason);
-        Some(request)
-    }
-}
-
-fn reason_label(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Eos(_) | FinishReason::StopToken(_) => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Aborted => "aborted",
-    }
-}
-
-fn cancelled() -> Error {
-    Error::new(Code::Cancelled, "the client has gone")
-}
-
-fn not_sent(error: NotSent) -> Error {
-    match error {
-        NotSent::Gone => cancelled(),
-        NotSent::Full => Error::new(
-            Code::SlowReader,
-            "the stream was not read, its buffer is full, and the request was cancelled; read faster",
-        ),
-    }
-}
-
-/// The one request's misfortune, and the engine goes on: `Unavailable` would say that the engine does not.
-fn out_of_memory(error: &kv::Error) -> Error {
-    Error::new(Code::QueueFull, "no memory could be had for the request's keys and values; try again later")
-        .with_cause(error)
 }

@@ -12,7 +12,9 @@ use fused_proto::engine::v1::{GenerateOpening, PromptChunk};
 use fused_status::{Code, Error};
 use fused_virtual_memory::SimulatedMemory;
 use fused_vocabulary::TokenId;
+use tokio::sync::oneshot;
 
+use super::door::Aborted;
 use super::thread::{CoreConfig, assemble};
 use super::*;
 use crate::kv::{KvLayout, KvSize};

@@ -3,6 +3,8 @@
 use fused_virtual_memory::VirtualMemory;
 use fused_vocabulary::TokenId;
 
+use super::choose::tolerable_waste;
+use super::find::{Coming, Found};
 use super::pages::Exactly;
 use super::prefix::BLOCK_TOKENS;
 use super::slot::{SlotId, State};
@@ -10,12 +12,7 @@ use super::{Error, KvCache, KvCopy};
 
 /// Pages in common from which on they are shared; fewer are copied. Sharing takes two driver calls an extent, and a slot of
 /// which nothing is mapped as yet; a copy of a few pages takes microseconds, and goes into a parked slot.
-const MIN_SHARED_PAGES: usize = 8;
-/// Tokens that another sequence must be about to compute for a prompt to wait for them: a step for fewer is soon done.
-const MIN_COMING_TOKENS: usize = 2 * BLOCK_TOKENS;
-/// Slots looked at for the one that fits best, in each direction.
-const MAX_LOOKED_AT: usize = 16;
-
+pub(super) const MIN_SHARED_PAGES: usize = 8;
 /// A sequence that asks for a slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
@@ -51,23 +48,6 @@ pub enum Admission {
     NoRoom,
     /// The system refuses.
     Failed(Error),
-}
-
-/// A prefix that a running sequence computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Coming {
-    slot: SlotId,
-    since: u64,
-    num_tokens: usize,
-}
-
-/// What is there of a prompt.
-#[derive(Clone, Copy, Debug, Default)]
-struct Found {
-    /// A slot that holds the first `num_valid` tokens.
-    slot: usize,
-    num_valid: usize,
-    coming: Option<Coming>,
 }
 
 impl<M: VirtualMemory> KvCache<M> {
@@ -125,53 +105,6 @@ impl<M: VirtualMemory> KvCache<M> {
         }
     }
 
-    /// Whether a sequence is still about to compute what somebody waits for.
-    #[must_use]
-    pub fn is_coming(&self, coming: &Coming) -> bool {
-        let slot = &self.slots[coming.slot.idx()];
-        matches!(slot.state, State::Live { since, .. } if since == coming.since)
-            && slot.content.num_valid < coming.num_tokens
-    }
-
-    /// Tokens of a prompt that are computed already, as of now.
-    #[must_use]
-    pub fn num_cached(&self, candidate: &Candidate<'_>) -> usize {
-        self.find(candidate).num_valid
-    }
-
-    fn find(&self, candidate: &Candidate<'_>) -> Found {
-        let Some(index) = self.index.as_ref().filter(|_| candidate.reuses) else { return Found::default() };
-        let mut found = Found::default();
-        // Something must be computed, or there is nothing to draw the next token from.
-        let most = candidate.tokens.len().saturating_sub(1);
-        let mut num_coming = 0;
-        for idx in index.longest(candidate.salt, candidate.tokens) {
-            let content = &self.slots[idx].content;
-            let num_common = content.num_common(candidate.tokens, candidate.salt).min(most);
-            let num_valid = num_common.min(content.num_valid);
-            // Of equals the one of whose pages most can be shared, and those now; parked ones are as good and less in the way.
-            let rank = |found: Found| {
-                let shareable = self.end_bytes(found.slot, self.num_shareable(found));
-                let is_there = !self.is_copied_to(found.slot);
-                (found.num_valid, shareable, is_there, !self.slots[found.slot].is_live())
-            };
-            let other = Found { slot: idx, num_valid, ..found };
-            if rank(other) > rank(found) {
-                found = other;
-            }
-            if let State::Live { since, .. } = self.slots[idx].state {
-                // The last token that is known of a prompt still arriving is kept back.
-                let num_tokens = num_common.min(content.tokens.len() - 1);
-                if num_tokens > num_coming.max(content.num_valid) {
-                    num_coming = num_tokens;
-                    found.coming = Some(Coming { slot: slot_id(idx), since, num_tokens });
-                }
-            }
-        }
-        found.coming = found.coming.filter(|coming| coming.num_tokens >= found.num_valid + MIN_COMING_TOKENS);
-        found
-    }
-
     fn try_admit(
         &mut self,
         candidate: &Candidate<'_>,
@@ -227,37 +160,6 @@ impl<M: VirtualMemory> KvCache<M> {
         Ok(Some(slot))
     }
 
-    /// How many extents of the slot that has a prompt's beginning lie wholly within it.
-    fn num_shareable(&self, found: Found) -> usize {
-        let num_pages = found.num_valid * self.layout.token_bytes() / self.memory.page_bytes();
-        self.slots[found.slot].num_within(num_pages)
-    }
-
-    /// Whether the pages that a prompt would share are written in this step, by a copy. In the next one they can be shared, and
-    /// a beginning that many ask for at the same time is in memory once.
-    fn is_better_shared_later(&self, found: Found) -> bool {
-        let shared_bytes = self.end_bytes(found.slot, self.num_shareable(found));
-        shared_bytes >= MIN_SHARED_PAGES * self.memory.page_bytes() && self.is_copied_to(found.slot)
-    }
-
-    /// Whether a slot is about to be copied to.
-    fn is_copied_to(&self, idx: usize) -> bool {
-        self.copies.iter().any(|copy| copy.to.idx() == idx)
-    }
-
-    /// Whether a sequence goes on in the very slot that has its beginning: nobody else is in it, and there is not so much more
-    /// in it that another prompt may begin with.
-    fn can_go_on_in(&self, Found { slot: idx, num_valid, .. }: Found) -> bool {
-        let slot = &self.slots[idx];
-        if num_valid == 0 || slot.is_live() || self.is_in_copy(idx) || 2 * num_valid < slot.content.num_valid
-        {
-            return false;
-        }
-        // Where it writes first, the page must be its own.
-        let first = slot.num_within(num_valid * self.layout.token_bytes() / self.memory.page_bytes());
-        slot.extents.get(first).is_none_or(|mapped| !self.extents.is_shared(mapped.extent))
-    }
-
     /// Maps the first `num_shared` extents of a prompt's beginning into a slot in place of its own.
     fn share_beginning(&mut self, found: Found, idx: usize, num_shared: usize) -> Result<(), Error> {
         if num_shared > 0 {
@@ -270,56 +172,9 @@ impl<M: VirtualMemory> KvCache<M> {
     }
 
     /// Where the first `num_extents` of a slot end, in bytes.
-    fn end_bytes(&self, idx: usize, num_extents: usize) -> usize {
+    pub(super) fn end_bytes(&self, idx: usize, num_extents: usize) -> usize {
         let last = num_extents.checked_sub(1).and_then(|last| self.slots[idx].extents.get(last));
         last.map_or(0, |mapped| mapped.end * self.memory.page_bytes())
-    }
-
-    /// The slot that a sequence of `num_pages` gets, which need not have its beginning.
-    fn choose(&self, found: Found, num_shared: usize, num_pages: usize) -> Option<usize> {
-        let is_free = |idx: &usize| {
-            !(self.slots[*idx].is_busy
-                || self.is_in_copy(*idx)
-                || (found.num_valid > 0 && *idx == found.slot))
-        };
-        let empty = self.parked.empty().find(is_free);
-        if num_shared > 0 {
-            // A slot for shared pages must have none of its own.
-            return empty.or_else(|| self.parked.oldest_first().find(is_free));
-        }
-        let expected = num_pages + self.pages_for((1.5 * self.typical_growth) as usize);
-        let keeps_others = self.index.is_some() && self.extents.num_free() >= expected;
-        // With memory to spare nothing is taken from those who may come back.
-        if keeps_others && empty.is_some() {
-            return empty;
-        }
-        let middle_age = self.parked.middle_age();
-        let is_old = |idx: &usize| match self.slots[*idx].state {
-            State::Parked { since } => since <= middle_age || self.slots[*idx].content.num_valid == 0,
-            State::Live { .. } => false,
-        };
-        let large = self.parked.at_least(num_pages).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
-        let small = self.parked.below(num_pages).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
-        let best = large.chain(small).min_by_key(|idx| self.misfit(*idx, num_pages, expected));
-        best.or(empty).or_else(|| self.parked.oldest_first().find(is_free))
-    }
-
-    /// How badly a slot's pages fit a sequence that needs `num_pages` now and is expected to need `expected`: first whether
-    /// more than a little of an extent goes to waste or others' pages must go, then what is missing, then what is too much.
-    fn misfit(&self, idx: usize, num_pages: usize, expected: usize) -> (bool, usize, usize) {
-        let slot = &self.slots[idx];
-        let num_own = slot.extents.iter().take_while(|mapped| !self.extents.is_shared(mapped.extent)).count();
-        let own = num_own.checked_sub(1).map_or(0, |last| slot.extents[last].end);
-        let wasted = if own < num_pages { 0 } else { self.wasted_pages(idx, num_pages) };
-        let is_bad = wasted > tolerable_waste(num_pages) || num_own < slot.extents.len();
-        (is_bad, expected.saturating_sub(own), own.saturating_sub(expected))
-    }
-
-    /// Pages of the extent in which the first `num_pages` of a slot end, behind those.
-    fn wasted_pages(&self, idx: usize, num_pages: usize) -> usize {
-        let slot = &self.slots[idx];
-        let last = slot.num_covering(num_pages).checked_sub(1).and_then(|last| slot.extents.get(last));
-        last.map_or(0, |mapped| mapped.end.saturating_sub(num_pages))
     }
 
     /// The slot is a live sequence's from now on.
@@ -370,11 +225,6 @@ impl<M: VirtualMemory> KvCache<M> {
     }
 }
 
-/// As much as a sequence that grows has mapped ahead.
-fn tolerable_waste(num_pages: usize) -> usize {
-    (num_pages / 32).max(1)
-}
-
-fn slot_id(idx: usize) -> SlotId {
+pub(super) fn slot_id(idx: usize) -> SlotId {
     SlotId(u32::try_from(idx).unwrap_or(u32::MAX))
 }

@@ -1,6 +1,5 @@
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fused_virtual_memory::{Pinned, RangeId, Span, VirtualMemory};
 use fused_vocabulary::TokenId;
@@ -11,7 +10,7 @@ use super::pages::Exactly;
 use super::parked::Parked;
 use super::prefix::PrefixIndex;
 use super::slot::{Slot, State};
-use super::{Error, KvLayout, KvSize, KvStats, SlotId};
+use super::{Error, KvLayout, KvSize, SlotId};
 
 /// The part of the pool that is kept free for the growth of live sequences when another one is to be admitted: a hundredth.
 const WATERMARK_DIVISOR: usize = 100;
@@ -242,85 +241,6 @@ impl<M: VirtualMemory> KvCache<M> {
         self.slots[idx].state = State::Parked { since: self.tick };
         self.parked.insert(idx, self.tick, self.slots[idx].num_pages());
         bytes
-    }
-
-    /// Slots in use.
-    #[must_use]
-    pub fn num_live(&self) -> usize {
-        self.slots.len() - self.parked.len()
-    }
-
-    /// Counts the slots that were given back: while it stays the same, nobody for whom there was no room finds some.
-    #[must_use]
-    pub fn num_releases(&self) -> u64 {
-        self.num_releases
-    }
-
-    /// Driver calls until now, those of the mapper's thread included.
-    #[must_use]
-    pub fn num_driver_calls(&self) -> u64 {
-        self.num_driver_calls
-    }
-
-    /// How long steps have waited for the mapper's thread, in all.
-    #[must_use]
-    pub fn waited_for_mapper(&self) -> Duration {
-        self.mapper.waited()
-    }
-
-    /// Time that a simulated driver has spent beside the steps, not before them.
-    #[must_use]
-    pub fn spent_ahead(&self) -> Duration {
-        self.mapper.spent()
-    }
-
-    /// Where the pages are.
-    #[must_use]
-    pub fn stats(&self) -> KvStats {
-        let page_bytes = self.memory.page_bytes();
-        let num_parked = self.extents.num_available() - self.extents.num_free();
-        let mut stats = KvStats {
-            total_bytes: self.extents.num_pages() * page_bytes,
-            mapped_bytes: self.extents.num_needed() * page_bytes,
-            parked_bytes: num_parked * page_bytes,
-            free_bytes: self.extents.num_free() * page_bytes,
-            live_slots: self.num_live(),
-            ..KvStats::default()
-        };
-        for slot in self.slots.iter().filter(|slot| slot.is_live()) {
-            let needed_bytes = slot.num_needed_pages() * page_bytes;
-            stats.ahead_bytes += (slot.num_pages() - slot.num_needed_pages()) * page_bytes;
-            stats.unused_bytes +=
-                needed_bytes.saturating_sub(slot.content.num_valid * self.layout.token_bytes());
-        }
-        stats
-    }
-
-    /// What must hold after every step, for debug builds: no page is lost, every count is that of the slots, nobody writes
-    /// where others read, and the index knows whole blocks of what is there and nothing else.
-    #[must_use]
-    pub fn is_consistent(&self) -> bool {
-        let uses = self.slots.iter().flat_map(|slot| {
-            let needed = |nth| nth < slot.num_needed;
-            slot.extents.iter().enumerate().map(move |(nth, mapped)| (mapped.extent, needed(nth)))
-        });
-        let slot_is = |slot: &Slot| {
-            let mut end = 0;
-            let contiguous = slot.extents.iter().all(|mapped| {
-                end += self.extents.num_pages_of(mapped.extent);
-                mapped.end == end && !(mapped.is_writable && self.extents.is_shared(mapped.extent))
-            });
-            let valid_bytes = slot.content.num_valid * self.layout.token_bytes();
-            contiguous
-                && slot.num_needed <= slot.extents.len()
-                && (slot.is_live() || slot.num_needed == 0)
-                && valid_bytes <= slot.num_pages() * self.memory.page_bytes()
-        };
-        let num_entries: usize = self.slots.iter().map(|slot| slot.content.num_entries()).sum();
-        self.extents.is_consistent(uses, self.num_in_transit)
-            && self.slots.iter().all(slot_is)
-            && self.index.as_ref().is_none_or(|index| index.num_entries() == num_entries)
-            && self.slots.iter().filter(|slot| !slot.is_live()).count() == self.parked.len()
     }
 
     pub(super) fn pages_for(&self, num_tokens: usize) -> usize {

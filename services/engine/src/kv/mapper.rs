@@ -55,11 +55,11 @@ pub(super) struct Grown {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NotGrown {
     /// There is no new extent, or the old one is still where it was.
-    NotTaken,
+    Untaken,
     /// The extent is mapped nowhere.
-    NotMapped(HandleId),
+    Unmapped(HandleId),
     /// The extent is where it should be, and nobody may touch it.
-    NotOpened(HandleId),
+    Closed(HandleId),
 }
 
 /// Who does it.
@@ -174,7 +174,7 @@ fn grow<M: VirtualMemory>(memory: &M, growth: Growth) -> Grown {
             memory.unmap(place.range, place.offset, place.len).is_ok().then_some(handle)
         }
     };
-    let outcome = handle.ok_or(NotGrown::NotTaken).and_then(|handle| {
+    let outcome = handle.ok_or(NotGrown::Untaken).and_then(|handle| {
         num_calls += 2;
         open(memory, growth.place, handle).map(|()| handle)
     });
@@ -184,11 +184,11 @@ fn grow<M: VirtualMemory>(memory: &M, growth: Growth) -> Grown {
 /// Maps an extent and makes it writable.
 fn open<M: VirtualMemory>(memory: &M, place: Place, handle: HandleId) -> Result<(), NotGrown> {
     let Place { range, offset, len } = place;
-    memory.map(range, offset, handle).map_err(|_| NotGrown::NotMapped(handle))?;
+    memory.map(range, offset, handle).map_err(|_| NotGrown::Unmapped(handle))?;
     memory.set_access(range, offset, len, Access::ReadWrite).map_err(|_| {
         match memory.unmap(range, offset, len) {
-            Ok(()) => NotGrown::NotMapped(handle),
-            Err(_) => NotGrown::NotOpened(handle),
+            Ok(()) => NotGrown::Unmapped(handle),
+            Err(_) => NotGrown::Closed(handle),
         }
     })
 }

@@ -14,16 +14,19 @@
 //! slots that map it; it may be written where there is one.
 //!
 //! What the allocator of vAttention's authors has, and where it is here: deferred reclamation: parked slots (`parked`, `pages`);
-//! eager and overlapped allocation: `map_ahead` and `mapper`; tensor slicing: `layout`; over-commit accounting: what no live
+//! eager and overlapped allocation: `ahead` and `mapper`; tensor slicing: `layout`; over-commit accounting: what no live
 //! sequence needs counts as available (`extents`); `map_common_pages`: `admit`; its watermark: `cache`.
 //!
 //! Bookkeeping is pure: no clock (but for the mapper's thread, which measures waits), no I/O apart from calls to
 //! [`VirtualMemory`](fused_virtual_memory), no randomness.
 
 mod admit;
+mod ahead;
 mod cache;
+mod choose;
 mod error;
 mod extents;
+mod find;
 mod layout;
 mod mapper;
 mod pages;
@@ -31,12 +34,15 @@ mod parked;
 mod prefix;
 mod size;
 mod slot;
+mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use admit::{Admission, Candidate, Coming};
+pub use admit::{Admission, Candidate};
 pub use cache::{KvCache, KvCopy, SlotUse};
 pub use error::Error;
+pub use find::Coming;
 pub use layout::KvLayout;
-pub use size::{KvSize, KvStats};
+pub use size::KvSize;
 pub use slot::SlotId;
+pub use stats::KvStats;

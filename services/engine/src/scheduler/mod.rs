@@ -10,9 +10,12 @@
 //! that it is admitted only with memory for all it may come to. Before it, and also where slots run short, those give way
 //! whose prompt does not come on.
 
+mod admission;
 mod plan;
 mod policy;
 mod progress;
+mod running;
+mod step;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -20,76 +23,18 @@ mod waiting;
 use std::collections::BTreeMap;
 
 use fused_virtual_memory::VirtualMemory;
-use fused_vocabulary::TokenId;
 
-use crate::kv::{self, Admission, Candidate, KvCache, SlotId};
+use crate::kv::KvCache;
 use crate::{ChunkSchedule, PolicyName};
 use plan::Plan;
 use policy::{Admits, Prefills, StepKind};
 use progress::{Progress, Running, WaitsFor};
+pub(crate) use step::{Known, Scheduled, SequenceId, Step};
 use waiting::Waiting;
 
-/// How often a sequence gives way to an older one; the next time it is admitted with all the memory it may need.
+/// How often a sequence gives way to an older one; the next time it is admitted with all the memory it may need. Before its
+/// prompt is complete it does so once at most, and then waits for the rest of that.
 const MAX_PREEMPTIONS: u32 = 4;
-/// Sequences passed over in one step because another computes their prefix. Behind them nobody is looked at.
-const MAX_PASSED_OVER: usize = 64;
-
-/// Which sequence; ordered by turn, then by arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SequenceId {
-    /// When its request's turn is; the lower the earlier. The same for all where arrival alone decides.
-    pub(crate) turn: i64,
-    /// Number of its request, counted from the start of the engine.
-    pub(crate) request: u64,
-    /// Which of the request's sequences.
-    pub(crate) idx: u32,
-}
-
-/// What runs next.
-#[derive(Debug, Default)]
-pub(crate) struct Step {
-    /// Each sequence at most once.
-    pub(crate) scheduled: Vec<Scheduled>,
-    /// Sequences that have got a slot, with the number of their tokens that were computed before.
-    pub(crate) admitted: Vec<(SequenceId, usize)>,
-    /// Sequences that gave way: their slots are free and they wait again.
-    pub(crate) preempted: Vec<SequenceId>,
-    /// Sequences for which there is no memory although nobody is left to give way; removed.
-    pub(crate) failed: Vec<(SequenceId, kv::Error)>,
-}
-
-impl Step {
-    /// Whether nothing runs and nothing has changed, so that the next step would be the same.
-    pub(crate) fn is_empty(&self) -> bool {
-        let Self { scheduled, admitted, preempted, failed } = self;
-        scheduled.is_empty() && admitted.is_empty() && preempted.is_empty() && failed.is_empty()
-    }
-}
-
-/// The next tokens of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Scheduled {
-    pub(crate) id: SequenceId,
-    /// Memory for `context_len + num_tokens` tokens is mapped.
-    pub(crate) slot: SlotId,
-    /// Tokens computed in earlier steps, or by others.
-    pub(crate) context_len: usize,
-    /// Tokens of this step, at least one.
-    pub(crate) num_tokens: usize,
-    /// Whether this step computes the last token there is of a complete prompt, so that the next one can be drawn.
-    pub(crate) reaches_end: bool,
-}
-
-/// What a sequence's tokens are, for those that ask for a slot.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Known<'a> {
-    /// All that are known.
-    pub(crate) tokens: &'a [TokenId],
-    /// Only sequences with the same one share a prefix.
-    pub(crate) salt: Option<&'a str>,
-    /// Whether what others have computed will do.
-    pub(crate) reuses: bool,
-}
 
 /// How steps are made.
 #[derive(Clone, Copy, Debug)]
@@ -241,161 +186,6 @@ impl Scheduler {
         if admits {
             self.admit_waiting(plan, kv, known);
         }
-    }
-
-    /// Schedules the running sequences that `are_meant`, in order.
-    fn continue_running<M: VirtualMemory>(
-        &mut self,
-        plan: &mut Plan,
-        kv: &mut KvCache<M>,
-        are_meant: fn(&Running) -> bool,
-    ) {
-        let mut without_memory = Vec::new();
-        for (id, running) in self.running.iter().filter(|(_, running)| are_meant(running)) {
-            if plan.is_full() {
-                break;
-            }
-            let num_tokens = plan.share(running.num_computed, running.num_uncomputed(), running.is_decode());
-            if num_tokens == 0 {
-                continue;
-            }
-            match kv.ensure(running.slot, running.progress.num_tokens) {
-                Ok(()) => plan.add(*id, running, num_tokens),
-                Err(_) => without_memory.push(*id),
-            }
-        }
-        for id in without_memory {
-            self.continue_short(id, plan, kv);
-        }
-    }
-
-    /// Schedules a running sequence that needs more memory; makes others give way for it.
-    fn continue_short<M: VirtualMemory>(&mut self, id: SequenceId, plan: &mut Plan, kv: &mut KvCache<M>) {
-        // Unknown once it has given way in this very step.
-        while let Some(running) = self.running.get(&id) {
-            let num_tokens = plan.share(running.num_computed, running.num_uncomputed(), running.is_decode());
-            if num_tokens == 0 {
-                return;
-            }
-            match kv.ensure(running.slot, running.progress.num_tokens) {
-                Ok(()) => return plan.add(id, running, num_tokens),
-                Err(kv::Error::OutOfPages) if self.running.len() > 1 => {
-                    let victim = self.victim().unwrap_or(id);
-                    self.preempt(victim, plan, kv);
-                }
-                // What is about to be copied stays where it is during this step.
-                Err(kv::Error::OutOfPages) if kv.has_copies() => return,
-                Err(error) => {
-                    self.remove(id, kv);
-                    plan.step.failed.push((id, error));
-                }
-            }
-        }
-    }
-
-    /// Who gives way: who is stalled, or else the last in order of those who have not done so too often. Those have all the
-    /// memory that they may need, and never ask for more.
-    fn victim(&self) -> Option<SequenceId> {
-        let last = |may: fn(&Running) -> bool| {
-            self.running.iter().rev().find(|(_, running)| may(running)).map(|(id, _)| *id)
-        };
-        last(Running::is_stalled)
-            .or_else(|| last(|running| running.progress.num_preemptions < MAX_PREEMPTIONS))
-            .or_else(|| last(|_| true))
-    }
-
-    /// Takes a sequence's slot and lets it wait again; by its age it stands before all that never ran.
-    fn preempt<M: VirtualMemory>(&mut self, id: SequenceId, plan: &mut Plan, kv: &mut KvCache<M>) {
-        if let Some(mut running) = self.running.remove(&id) {
-            kv.release(running.slot);
-            plan.withdraw(id);
-            if running.progress.prompt_is_complete() {
-                running.progress.num_preemptions += 1;
-            } else {
-                // Or it would be the first to take the slot that it has just given, and how much memory it may need, which
-                // is what bounds how often it gives way, is not known before its prompt is.
-                running.progress.waits_for = WaitsFor::All;
-            }
-            // How much of it is still there is found out when it is admitted again.
-            running.progress.num_cached = 0;
-            self.waiting.insert(id, running.progress);
-            plan.step.preempted.push(id);
-        }
-    }
-
-    /// In order: one that does not fit holds up those behind it, or it would starve. Whoever has just given way does not fit:
-    /// part of what it gave is taken. One whose prefix another sequence is about to compute waits for that, and holds up
-    /// nobody.
-    fn admit_waiting<'a, M: VirtualMemory>(
-        &mut self,
-        plan: &mut Plan,
-        kv: &mut KvCache<M>,
-        known: &impl Fn(SequenceId) -> Option<Known<'a>>,
-    ) {
-        let mut passed_over = None;
-        let mut num_passed_over = 0;
-        while let Some((id, progress)) = self.waiting.next_ready(passed_over) {
-            let num_tokens = plan.share(progress.num_cached, progress.num_uncached().max(1), false);
-            let is_blocked = || self.blocked == Some((id, kv.num_releases())) && self.stalled().is_none();
-            if plan.is_full() || num_tokens == 0 || is_blocked() {
-                return;
-            }
-            let Some(Known { tokens, salt, reuses }) = known(id) else { return };
-            let is_coming = progress.coming.is_some_and(|coming| kv.is_coming(&coming));
-            let candidate = Candidate {
-                tokens: tokens.get(..progress.num_ready()).unwrap_or(tokens),
-                is_arriving: !progress.prompt_is_complete(),
-                salt,
-                reuses,
-                num_reserved: match progress.max_tokens {
-                    Some(max_tokens) if progress.num_preemptions >= MAX_PREEMPTIONS => max_tokens,
-                    _ => progress.num_tokens,
-                },
-            };
-            match if is_coming { None } else { Some(kv.admit(&candidate)) } {
-                Some(Admission::Admitted { slot, num_cached }) => {
-                    self.waiting.remove(id);
-                    let progress = Progress { num_cached, coming: None, ..progress };
-                    let running = Running { progress, slot, num_computed: num_cached };
-                    plan.step.admitted.push((id, num_cached));
-                    let num_tokens = plan.share(num_cached, running.num_uncomputed(), false);
-                    if num_tokens > 0 {
-                        plan.add(id, &running, num_tokens);
-                    }
-                    self.running.insert(id, running);
-                }
-                Some(Admission::NoRoom) => match self.stalled() {
-                    Some(stalled) => self.preempt(stalled, plan, kv),
-                    None => {
-                        // What is about to be copied cannot be taken in this step, but in the next.
-                        self.blocked = (!kv.has_copies()).then(|| (id, kv.num_releases()));
-                        return;
-                    }
-                },
-                Some(Admission::AllIsThere) => {
-                    self.waiting.update(id, |progress| progress.waits_for = WaitsFor::More);
-                }
-                Some(Admission::Failed(error)) => {
-                    self.waiting.remove(id);
-                    plan.step.failed.push((id, error));
-                }
-                passing => {
-                    if let Some(Admission::Coming(coming)) = passing {
-                        self.waiting.update(id, |progress| progress.coming = Some(coming));
-                    }
-                    passed_over = Some(id);
-                    num_passed_over += 1;
-                    if num_passed_over == MAX_PASSED_OVER {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// The last in order that cannot go on because its prompt does not.
-    fn stalled(&self) -> Option<SequenceId> {
-        self.running.iter().rev().find(|(_, running)| running.is_stalled()).map(|(id, _)| *id)
     }
 
     fn update(&mut self, id: SequenceId, change: impl FnOnce(&mut Progress)) {

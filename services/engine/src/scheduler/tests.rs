@@ -1,7 +1,8 @@
 use fused_virtual_memory::SimulatedMemory;
+use fused_vocabulary::TokenId;
 
 use super::*;
-use crate::kv::{KvLayout, KvSize};
+use crate::kv::{self, KvLayout, KvSize};
 
 mod lives;
 mod speed;

@@ -1,0 +1,109 @@
+//! Every way in which a request ends.
+
+use std::time::Instant;
+
+use fused_status::{Code, Error};
+use tokio::sync::oneshot;
+
+use super::EngineCore;
+use super::door::Aborted;
+use super::sequence::Request;
+use super::stream::{FinishReason, NotSent};
+use crate::kv;
+use crate::request::RequestId;
+use crate::runner::Runner;
+use crate::scheduler::SequenceId;
+
+impl<R: Runner> EngineCore<R> {
+    pub(super) fn abort(&mut self, id: &RequestId, reply: oneshot::Sender<Aborted>) {
+        let Some(&number) = self.numbers.get(id) else { return };
+        let mut aborted = Aborted::default();
+        let Some(request) = self.requests.get_mut(&number) else { return };
+        for id in
+            request.ids().filter(|id| !request.sequences[id.idx as usize].is_finished).collect::<Vec<_>>()
+        {
+            aborted.num_sequences += 1;
+            aborted.kv_bytes += self.scheduler.remove(id, &mut self.kv).unwrap_or(0);
+            // Gone or not reading: it is being ended anyway.
+            let _ = request.finish(id.idx, FinishReason::Aborted);
+        }
+        self.forget(number, "aborted");
+        // The one who asked may have gone.
+        let _ = reply.send(aborted);
+    }
+
+    /// Ends requests whose client has gone or whose deadline has passed.
+    pub(super) fn end_lost_requests(&mut self, now: Instant) {
+        let lost = self.requests.iter().filter_map(|(number, request)| {
+            if request.events.is_gone() {
+                Some((*number, cancelled()))
+            } else if request.deadline.is_some_and(|deadline| deadline <= now) {
+                Some((*number, Error::new(Code::DeadlineExceeded, "the request's deadline has passed")))
+            } else {
+                None
+            }
+        });
+        for (number, error) in lost.collect::<Vec<_>>() {
+            self.fail(number, error);
+        }
+    }
+
+    /// Ends one sequence as it should end.
+    pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        self.scheduler.remove(id, &mut self.kv);
+        let Some(request) = self.requests.get_mut(&id.request) else { return };
+        match request.finish(id.idx, reason) {
+            Err(error) => self.fail(id.request, not_sent(error)),
+            Ok(()) if request.is_finished() => {
+                self.forget(id.request, reason_label(reason));
+            }
+            Ok(()) => {}
+        }
+    }
+
+    /// Ends a request with an error and frees what it holds.
+    pub(super) fn fail(&mut self, number: u64, error: Error) {
+        let Some(request) = self.requests.get(&number) else { return };
+        for id in request.ids() {
+            self.scheduler.remove(id, &mut self.kv);
+        }
+        if let Some(request) = self.forget(number, error.code().name()) {
+            request.events.fail(error);
+        }
+    }
+
+    pub(super) fn forget(&mut self, number: u64, finish_reason: &'static str) -> Option<Request> {
+        let request = self.requests.remove(&number)?;
+        self.numbers.remove(&request.request.id);
+        self.events.request_ended(finish_reason);
+        Some(request)
+    }
+}
+
+fn reason_label(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Eos(_) | FinishReason::StopToken(_) => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Aborted => "aborted",
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "the client has gone")
+}
+
+pub(super) fn not_sent(error: NotSent) -> Error {
+    match error {
+        NotSent::Gone => cancelled(),
+        NotSent::Full => Error::new(
+            Code::SlowReader,
+            "the stream was not read, its buffer is full, and the request was cancelled; read faster",
+        ),
+    }
+}
+
+/// The one request's misfortune, and the engine goes on: `Unavailable` would say that the engine does not.
+pub(super) fn out_of_memory(error: &kv::Error) -> Error {
+    Error::new(Code::QueueFull, "no memory could be had for the request's keys and values; try again later")
+        .with_cause(error)
+}
