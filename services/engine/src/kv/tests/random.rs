@@ -16,6 +16,10 @@ enum Call {
         num_common: usize,
         num_own: usize,
         is_salted: bool,
+        is_arriving: bool,
+        reuses: bool,
+        /// Tokens that it may grow by without asking for memory.
+        num_spare: usize,
     },
     Compute {
         nth: usize,
@@ -40,9 +44,7 @@ enum Call {
 fn call() -> impl Strategy<Value = Call> {
     let nth = 0..8usize;
     prop_oneof![
-        4 => (0..3u32, 0..90usize, 1..60usize, prop::bool::weighted(0.2)).prop_map(
-            |(family, num_common, num_own, is_salted)| Call::Admit { family, num_common, num_own, is_salted }
-        ),
+        4 => admit(),
         6 => (nth.clone(), 1..60usize).prop_map(|(nth, num_tokens)| Call::Compute { nth, num_tokens }),
         4 => (nth.clone(), 1..20usize).prop_map(|(nth, num_tokens)| Call::Grow { nth, num_tokens }),
         2 => nth.prop_map(|nth| Call::Release { nth }),
@@ -50,6 +52,22 @@ fn call() -> impl Strategy<Value = Call> {
         3 => Just(Call::Copy),
         1 => (0..12usize, 1..4usize).prop_map(|(after, num_faults)| Call::Break { after, num_faults }),
     ]
+}
+
+fn admit() -> impl Strategy<Value = Call> {
+    let bits = (prop::bool::weighted(0.2), prop::bool::weighted(0.2), prop::bool::weighted(0.9));
+    let num_spare = prop_oneof![3 => Just(0), 1 => 0..50usize];
+    (0..3u32, 0..90usize, 1..60usize, bits, num_spare).prop_map(
+        |(family, num_common, num_own, (is_salted, is_arriving, reuses), num_spare)| Call::Admit {
+            family,
+            num_common,
+            num_own,
+            is_salted,
+            is_arriving,
+            reuses,
+            num_spare,
+        },
+    )
 }
 
 struct Life {
@@ -120,18 +138,22 @@ impl World {
 
     fn try_call(&mut self, call: Call) -> Option<Error> {
         match call {
-            Call::Admit { family, num_common, num_own, is_salted } => {
+            Call::Admit { family, num_common, num_own, is_salted, is_arriving, reuses, num_spare } => {
                 let common = (0..).map(|idx| TokenId(family << 10 | idx)).take(num_common);
                 let own = self.own(num_own);
                 let tokens: Vec<_> = common.chain(own).collect();
-                match self.machine.admit(&tokens, is_salted.then_some("salt")) {
+                let kv = &mut self.machine.kv;
+                let nobody_is_in_the_way = self.lives.is_empty() && !kv.has_copies() && !is_arriving;
+                let salt = is_salted.then_some("salt");
+                let num_reserved = tokens.len() + num_spare;
+                match kv.admit(&Candidate { tokens: &tokens, is_arriving, salt, reuses, num_reserved }) {
                     Admission::Admitted { slot, num_cached } => {
                         assert!(self.lives.iter().all(|life| life.slot != slot));
-                        assert!(num_cached < tokens.len());
+                        assert!(num_cached < tokens.len() && (reuses || num_cached == 0));
                         self.lives.push(Life { slot, tokens, num_computed: num_cached });
                     }
                     Admission::Failed(error) => return Some(error),
-                    _ => {}
+                    other => assert!(!nobody_is_in_the_way, "{other:?} although nobody runs"),
                 }
             }
             Call::Compute { nth, num_tokens } if !self.lives.is_empty() => {
