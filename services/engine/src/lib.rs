@@ -23,6 +23,7 @@ pub mod sampler;
 mod scheduler;
 mod scorer;
 mod service;
+pub mod simulation;
 
 pub use chunk_schedule::ChunkSchedule;
 pub use config::Config;
