@@ -1,5 +1,5 @@
-//! `fused bench simulate`, `capacity` and `replay` as they are typed: the policies differ as they must, capacity is found,
-//! reports are whole, and what is wrong is said.
+//! `fused bench simulate`, `capacity` and `replay` as they are typed: the policies differ as they must, capacity is
+//! found, reports are whole, and what is wrong is said.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod bad_input;

@@ -9,6 +9,12 @@ pub enum Error {
     /// The core gave up.
     #[error("the simulated engine failed")]
     Step(#[from] crate::runner::RunnerError),
+    /// More happens than can be kept.
+    #[error("the workload takes more than {max_steps} steps; simulate fewer requests")]
+    TooLong {
+        /// How many are kept.
+        max_steps: usize,
+    },
     /// A fault of the engine: it goes round without time passing.
     #[error("the simulated engine makes no progress any more, {at:?} after the start")]
     Stuck {

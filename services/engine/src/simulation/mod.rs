@@ -34,6 +34,8 @@ pub use workload::{Arrival, Prompt, Workload};
 
 /// Arrivals between two steps, each two commands: no more than the core takes in one.
 const MAX_ARRIVALS_PER_STEP: usize = 500;
+/// Steps of one simulation, which are all kept: about 2.5 GB.
+const MAX_STEPS: usize = 16 << 20;
 /// Rounds in which no time passes before the engine counts as stuck.
 const MAX_IDLE_ROUNDS: usize = 100_000;
 
@@ -52,7 +54,7 @@ pub struct SimulationConfig {
 /// Runs a workload to its end.
 ///
 /// # Errors
-/// Settings that the engine refuses, and faults of the engine. A request that is refused or fails is no error: its
+/// Settings that the engine refuses, a workload beyond all measure, and faults of the engine. A request that is refused or fails is no error: its
 /// outcome says so.
 pub fn simulate(config: &SimulationConfig, workload: &Workload) -> Result<Outcome, Error> {
     let kv = kv(config)?;
@@ -76,6 +78,9 @@ pub fn simulate(config: &SimulationConfig, workload: &Workload) -> Result<Outcom
         num_idle_rounds += 1;
         if let Some(last) = notes.take() {
             num_idle_rounds = 0;
+            if steps.len() == MAX_STEPS {
+                return Err(Error::TooLong { max_steps: MAX_STEPS });
+            }
             steps.push(StepOutcome { num_waiting: door.load().num_waiting, ..last.step });
             for request in last.drew {
                 clients.listen(request, clock.elapsed());

@@ -75,8 +75,8 @@ pub(crate) struct Replay {
 
 #[derive(Args, Debug)]
 pub(crate) struct Capacity {
-    /// A bound, such as ttft:p50:1s: scheduling-delay, ttft, itl (or tbt), tpot or e2e; p50, p99, p99.9 or max; a time. May
-    /// be repeated; all must hold, and every request must be answered
+    /// A bound: scheduling-delay, ttft, itl (or tbt), tpot or e2e; p50, p99, p99.9 or max; a time, such as 50ms. May be
+    /// repeated; all must hold, and every request must be answered
     #[arg(long, value_name = "METRIC:QUANTILE:TIME", required = true)]
     pub(crate) slo: Vec<Slo>,
     /// Search a server's capacity [default: that of the simulated engine]

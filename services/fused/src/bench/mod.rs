@@ -16,19 +16,24 @@
 //! | `…num_requests`, `seed` | `--num-requests`, `--seed` |
 //! | `poisson…qps`, `gamma…qps`, `gamma…cv` | `--rate`, `--cv`; gaps are not cut at 3/qps, which raised the rate |
 //! | `fixed…prefill_tokens`, `decode_tokens` | `--prompt-tokens`, `--output-tokens` |
-//! | `uniform…` and `zipf…min_tokens`, `max_tokens`, `prefill_to_decode_ratio` | `--min-tokens`, `--max-tokens`, `--prompt-to-output` |
+//! | `uniform…`, `zipf…min_tokens`, `max_tokens` | `--min-tokens`, `--max-tokens` |
+//! | `uniform…`, `zipf…prefill_to_decode_ratio` | `--prompt-to-output` |
 //! | `zipf…theta`, `scramble` | `--zipf-theta`, `--zipf-scramble` |
-//! | `trace…trace_file`, `start_time`, `end_time`, `date` | `--trace`, `--from`, `--until` (seconds, so that no date is needed) |
-//! | `trace…prefill_scale_factor`, `decode_scale_factor`, `time_scale_factor` | `--prompt-scale`, `--output-scale`, `--time-scale` |
+//! | `trace…trace_file` | `--trace` |
+//! | `trace…start_time`, `end_time`, `date` | `--from`, `--until`, in seconds from the first request |
+//! | `trace…prefill_scale_factor`, `decode_scale_factor` | `--prompt-scale`, `--output-scale` |
+//! | `trace…time_scale_factor` | `--time-scale` |
 //! | `trace…max_tokens` | `--max-tokens-per-request` |
 //! | `replica_scheduler.provider` | `--policy`, several side by side |
 //! | `replica_scheduler.max_batch_size` | `--max-num-sequences` |
-//! | `sarathi…enable_dynamic_chunking_schedule`, `low_chunk_size`, `high_chunk_size`, `chunk_schedule_max_tokens`, `chunk_schedule_stages` | `--chunk-size-high` switches it on; `--chunk-size-low`, `--chunk-schedule-max-tokens`, `--chunk-schedule-stages` |
-//! | `sarathi…chunk_size`, `simple_chunking…chunk_size`, `vllm…max_tokens_in_batch` | `--token-budget` |
+//! | `sarathi…enable_dynamic_chunking_schedule`, `high_chunk_size` | `--chunk-size-high` |
+//! | `sarathi…low_chunk_size` | `--chunk-size-low` |
+//! | `sarathi…chunk_schedule_max_tokens`, `…stages` | `--chunk-schedule-max-tokens`, `…-stages` |
+//! | `sarathi…`, `simple_chunking…chunk_size`, `vllm…max_tokens_in_batch` | `--token-budget` |
 //! | `model.max_model_len`, `model.block_size` | `--max-model-len`, `--page-bytes` |
 //! | `gpu_memory_utilization` | `--kv-cache-bytes` |
 //! | `model.name`, `cluster` hardware | `--machine` |
-//! | capacity search: `scheduling_delay_slo_quantile`, `…_value`, `tbt_slo_quantile`, `…_value` | `--slo`, also on TTFT, TPOT and whole requests |
+//! | capacity search: `scheduling_delay_slo_…`, `tbt_slo_…` | `--slo`, also on TTFT, TPOT and whole requests |
 //! | capacity search: `start_qps`, `max_iterations` | `--start-rate`, `--max-rate`, `--precision` |
 //! | `output_dir`, `write_metrics`, `write_json_trace`, `keep_individual_batch_metrics` | `--json`, `--html` |
 //!

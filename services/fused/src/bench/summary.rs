@@ -48,8 +48,9 @@ pub(super) struct Engine {
     pub(super) max_waiting: usize,
     /// Of the mapped bytes of running sequences, those that hold no token: all steps together, weighted by their time.
     pub(super) waste_mean: f64,
-    /// Over steps in which at least a twentieth of the pool was mapped: one short sequence alone wastes most of a page.
-    pub(super) waste_max: f64,
+    /// Over steps in which at least a twentieth of the pool was mapped, since one short sequence alone wastes most of a
+    /// page; none where there were none.
+    pub(super) waste_max: Option<f64>,
     pub(super) mapped_share_mean: f64,
     pub(super) mapped_share_max: f64,
     pub(super) driver_calls_per_step: f64,
@@ -139,7 +140,7 @@ impl Engine {
             max_running: max(|step| step.num_running),
             max_waiting: max(|step| step.num_waiting),
             waste_mean: if mapped > 0.0 { unused / mapped } else { 0.0 },
-            waste_max: full.map(StepOutcome::waste).fold(0.0, f64::max),
+            waste_max: full.map(StepOutcome::waste).reduce(f64::max),
             mapped_share_mean: over_time(|step| {
                 step.kv.mapped_bytes as f64 / step.kv.total_bytes.max(1) as f64
             }),

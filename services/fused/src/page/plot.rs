@@ -128,7 +128,8 @@ pub(crate) struct Series<'a> {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// One line a series, told apart by the style sheet's classes `series-0` and so on, with their names above.
+/// One line a series, told apart by the style sheet's classes `series-0` and so on. The page says which is which: text
+/// beside the plot has more room on a narrow screen.
 pub(crate) fn lines(label: &str, x: &Axis<'_>, y: &Axis<'_>, series: &[Series<'_>]) -> String {
     let frame = Frame { x, y };
     let mut svg = Svg::open(label);
@@ -144,15 +145,6 @@ pub(crate) fn lines(label: &str, x: &Axis<'_>, y: &Axis<'_>, series: &[Series<'_
             escape(series.name)
         ));
     }
-    svg.push(format_args!(r#"<text class="key" text-anchor="end" x="{RIGHT}" y="16">"#));
-    for (idx, series) in series.iter().enumerate() {
-        let gap = if idx > 0 { "\u{2003}" } else { "" };
-        svg.push(format_args!(
-            "{gap}<tspan class=\"swatch series-{idx}\">\u{25A0}</tspan> <tspan>{}</tspan>",
-            escape(series.name)
-        ));
-    }
-    svg.push(format_args!("</text>"));
     svg.close()
 }
 
@@ -312,6 +304,6 @@ mod tests {
             &[Series { name: "a & b", points: points.clone() }, Series { name: "c", points }],
         );
         assert!(svg.contains(r#"<path class="line series-0" d="M78.0 276.0L624.0 40.0">"#), "{svg}");
-        assert!(svg.contains("a &amp; b") && svg.contains("series-1"));
+        assert!(svg.contains("<title>a &amp; b</title>") && svg.contains("series-1"));
     }
 }

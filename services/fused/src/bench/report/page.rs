@@ -99,7 +99,8 @@ fn over_time(report: &Report<'_>) -> Option<Value> {
         ("Driver calls of a step", "calls", vec![("calls", &steps.num_driver_calls)]),
     ];
     let plots = plots.map(|(title, unit, lines)| {
-        context! { title, plot => safe(line_over_time(title, unit, steps, &lines)) }
+        let names: Vec<_> = lines.iter().map(|(name, _)| *name).collect();
+        context! { title, names, plot => safe(line_over_time(title, unit, steps, &lines)) }
     });
     Some(context! { name => report.summary.name.as_str(), plots => plots.to_vec() })
 }

@@ -57,15 +57,21 @@ pub(super) fn rows(reports: &[Report<'_>]) -> Vec<Row> {
     row("requests/s", &|summary| format!("{:.3}", summary.requests_per_s));
     row("output tokens/s", &|summary| format!("{:.0}", summary.output_tokens_per_s));
     row("all tokens/s", &|summary| format!("{:.0}", summary.tokens_per_s));
-    row("p50 / p90 / p99 / max", &|_| String::new());
-    row("  scheduling delay", &|summary| quantiles(&summary.scheduling_delay));
-    row("  time to first token (TTFT)", &|summary| quantiles(&summary.time_to_first_token));
-    row("  between tokens (ITL, TBT)", &|summary| quantiles(&summary.inter_token_latency));
-    row("  per output token (TPOT)", &|summary| quantiles(&summary.time_per_output_token));
-    row("  end to end", &|summary| quantiles(&summary.end_to_end));
-    row("  end to end per output token", &|summary| quantiles(&summary.end_to_end_per_token));
     row("prompt tokens found computed", &|summary| percent(summary.cached_share));
+    type Of = fn(&Summary) -> &Latencies;
+    let latencies: [(&str, Of); 6] = [
+        ("scheduling delay", |summary| &summary.scheduling_delay),
+        ("time to first token (TTFT)", |summary| &summary.time_to_first_token),
+        ("between tokens (ITL, TBT)", |summary| &summary.inter_token_latency),
+        ("mean per output token (TPOT)", |summary| &summary.time_per_output_token),
+        ("end to end", |summary| &summary.end_to_end),
+        ("end to end per output token", |summary| &summary.end_to_end_per_token),
+    ];
+    for (name, of) in latencies {
+        latency_rows(&mut rows, reports, name, |summary| Some(of(summary)));
+    }
     if reports.iter().any(|report| report.summary.engine.is_some()) {
+        latency_rows(&mut rows, reports, "step", |summary| Some(&summary.engine.as_ref()?.step_time));
         engine_rows(&mut rows, reports);
     }
     rows
@@ -76,7 +82,6 @@ fn engine_rows(rows: &mut Vec<Row>, reports: &[Report<'_>]) {
         let cells = reports.iter().map(|report| report.summary.engine.as_ref().map_or(String::new(), of));
         rows.push((name, cells.collect()));
     };
-    row("  step", &|engine| quantiles(&engine.step_time));
     row("steps", &|engine| engine.num_steps.to_string());
     row("tokens a step / of them decodes", &|engine| {
         format!("{:.1} / {:.1}", engine.mean_tokens, engine.mean_decodes)
@@ -87,7 +92,8 @@ fn engine_rows(rows: &mut Vec<Row>, reports: &[Report<'_>]) {
         format!("{} / {}", percent(engine.mapped_share_mean), percent(engine.mapped_share_max))
     });
     row("  of it without a token", &|engine| {
-        format!("{} / {}", percent(engine.waste_mean), percent(engine.waste_max))
+        let max = engine.waste_max.map_or_else(|| "–".to_owned(), percent);
+        format!("{} / {max}", percent(engine.waste_mean))
     });
     row("driver calls a step / in the 2nd half", &|engine| {
         format!("{:.4} / {:.4}", engine.driver_calls_per_step, engine.driver_calls_per_step_late)
@@ -102,8 +108,23 @@ fn engine_rows(rows: &mut Vec<Row>, reports: &[Report<'_>]) {
     rows.push(("preemptions", cells.collect()));
 }
 
-fn quantiles(latencies: &Latencies) -> String {
-    [0.5, 0.9, 0.99, 1.0].map(|share| time(latencies.quantile_s(share))).join(" / ")
+/// A row for each quantile. Nothing of what nobody has measured, such as a server's scheduling delay.
+fn latency_rows<'a>(
+    rows: &mut Vec<Row>,
+    reports: &'a [Report<'_>],
+    name: &'static str,
+    of: impl Fn(&'a Summary) -> Option<&'a Latencies>,
+) {
+    let latencies: Vec<_> = reports.iter().map(|report| of(&report.summary)).collect();
+    let quantile =
+        |share| latencies.iter().map(move |latencies| latencies.and_then(|all| all.quantile_s(share)));
+    if quantile(1.0).all(|max| max.is_none()) {
+        return;
+    }
+    rows.push((name, vec![String::new(); reports.len()]));
+    for (name, share) in [("  p50", 0.5), ("  p90", 0.9), ("  p99", 0.99), ("  max", 1.0)] {
+        rows.push((name, quantile(share).map(time).collect()));
+    }
 }
 
 fn percent(share: f64) -> String {

@@ -97,7 +97,8 @@ proptest! {
     fn the_same_seed_is_the_same_workload_at_any_rate(seed: u64, rate in 0.1..100.0f64) {
         for arrivals in ["poisson", "gamma --cv 1.7"] {
             for lengths in ["fixed", "uniform", "zipf --zipf-scramble"] {
-                let flags = format!("--arrivals {arrivals} --lengths {lengths} --seed {seed} --num-requests 50 --rate {rate}");
+                let flags = format!("--arrivals {arrivals} --lengths {lengths} --seed {seed} --rate {rate}");
+                let flags = format!("{flags} --num-requests 50");
                 let (first, second) = (plan(&flags).unwrap(), plan(&flags).unwrap());
                 let workload = first.workload().unwrap();
                 prop_assert_eq!(&workload, &second.workload().unwrap());
