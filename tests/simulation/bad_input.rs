@@ -28,10 +28,6 @@ fn what_is_wrong_is_named_and_nothing_is_left() {
             format!("simulate --trace {trace} --kv-cache-bytes 1000000 --max-model-len 9000"),
             "no memory for keys and values",
         ),
-        (
-            format!("simulate --trace {trace} --target-inter-token-latency-ms 1"),
-            "--target-inter-token-latency-ms 1",
-        ),
         (format!("simulate --trace {trace} --chunk-size-low 4"), "--chunk-size-high"),
         (format!("simulate --trace {trace} --json {trace}"), "it would be overwritten"),
         (format!("simulate --trace {trace} --json {out} --html {out}"), "it would be overwritten"),

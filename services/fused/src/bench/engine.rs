@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use fused_engine::simulation::{CostModel, Part, SimulationConfig, Workload, simulate};
 use fused_engine::{ChunkSchedule, Config, PolicyName};
 
@@ -15,7 +15,7 @@ const DEFAULT_NUM_SEQUENCES: usize = 128;
 const DEFAULT_PAGE_BYTES: usize = 2 << 20;
 /// Token budgets that are tried against a target are multiples of this, up to the greatest.
 const BUDGET_STEP: usize = 32;
-const MAX_MEASURED_BUDGET: usize = 1 << 16;
+const MAX_MEASURED_BUDGET: usize = 16_384;
 /// Steps of all runs are kept, and requests wait in a queue of the operating system's size: the most that may wait.
 const MAX_WAITING: usize = 1 << 24;
 
@@ -51,7 +51,7 @@ impl Engines {
             model_name: cost.model.name.clone(),
             max_model_len: Some(max_model_len),
             max_num_sequences,
-            token_budget: token_budget(args, &cost, max_num_sequences)?,
+            token_budget: token_budget(args, &cost, max_num_sequences, max_model_len),
             chunk_schedule: chunk_schedule(args)?,
             prefix_cache: args.prefix_cache.unwrap_or(default.prefix_cache),
             target_time_to_first_token: args
@@ -108,26 +108,25 @@ impl Engines {
 }
 
 /// The largest that a step may have. Every running sequence takes a token of each step.
-fn token_budget(args: &EngineArgs, cost: &CostModel, max_num_sequences: usize) -> anyhow::Result<usize> {
-    let least = max_num_sequences.max(args.chunk_size_high.unwrap_or(0));
+fn token_budget(
+    args: &EngineArgs,
+    cost: &CostModel,
+    max_num_sequences: usize,
+    max_model_len: usize,
+) -> usize {
     let Some(target_ms) = args.target_inter_token_latency_ms else {
-        return Ok(args.token_budget.unwrap_or(Config::default().token_budget.max(least)));
+        let least = max_num_sequences.max(args.chunk_size_high.unwrap_or(0));
+        return args.token_budget.unwrap_or(Config::default().token_budget.max(least));
     };
-    // As the engine measures it at start: one chunk of a prompt that has just begun.
-    let takes_ms = |num_tokens: usize| {
-        let part = Part { context_len: 0, num_tokens, is_sampled: true };
-        cost.step_time([part]).as_secs_f64() * 1e3
+    // As the engine measures it at start: a chunk of a prompt at the end of the longest context.
+    let is_in_time = |num_tokens: &usize| {
+        let num_tokens = (*num_tokens).min(max_model_len);
+        let part = Part { context_len: max_model_len - num_tokens, num_tokens, is_sampled: false };
+        cost.step_time([part]).as_secs_f64() * 1e3 <= target_ms
     };
-    let budgets: Vec<usize> = (1..=MAX_MEASURED_BUDGET / BUDGET_STEP).map(|nth| nth * BUDGET_STEP).collect();
-    let num_in_time = budgets.partition_point(|num_tokens| takes_ms(*num_tokens) <= target_ms);
-    match num_in_time.checked_sub(1).and_then(|last| budgets.get(last)) {
-        Some(budget) if *budget >= max_num_sequences => Ok(*budget),
-        _ => bail!(
-            "--target-inter-token-latency-ms {target_ms}: a step of {max_num_sequences} sequences takes {:.2} ms here; \
-             raise it, or lower --max-num-sequences",
-            takes_ms(max_num_sequences)
-        ),
-    }
+    let budgets = (1..=MAX_MEASURED_BUDGET / BUDGET_STEP).map(|nth| nth * BUDGET_STEP);
+    let budget = budgets.take_while(is_in_time).last().unwrap_or(BUDGET_STEP);
+    budget.max(max_num_sequences.next_multiple_of(BUDGET_STEP))
 }
 
 fn chunk_schedule(args: &EngineArgs) -> anyhow::Result<Option<ChunkSchedule>> {
