@@ -8,13 +8,19 @@ use super::prefix::{BLOCK_TOKENS, common_prefix};
 use super::slot::{SlotId, State};
 use super::{Error, KvCache, KvCopy};
 
-/// Pages in common from which on they are shared; fewer are copied. Sharing takes two driver calls an extent, and a slot of
-/// which nothing is mapped as yet; a copy of a few pages takes microseconds, and goes into a parked slot.
+/// Pages in common from which on they are shared, if they are also an eighth of what the sequence needs; fewer are copied.
+/// Sharing takes two driver calls an extent and a slot of which nothing is mapped as yet, so that all the rest must be mapped
+/// anew; a copy of a few pages takes microseconds and goes into a parked slot. On the Mooncake trace, whose prompts of 12,000
+/// tokens nearly all begin with the same 512, this makes 0.3 driver calls a step of 1.4.
 const MIN_SHARED_PAGES: usize = 8;
+const MIN_SHARED_PART: usize = 8;
 /// Tokens that another sequence must be about to compute for a prompt to wait for them: a step for fewer is soon done.
 const MIN_COMING_TOKENS: usize = 2 * BLOCK_TOKENS;
-/// Slots looked at for the one that fits best, in each direction.
-const MAX_LOOKED_AT: usize = 16;
+/// Slots looked at for the one that fits best: so many that some extent of one of them ends where the sequence does.
+const MAX_LOOKED_AT: usize = 256;
+/// A slot is sought that has room for so many times the tokens by which sequences typically grow. What is too much is not
+/// lost: whoever needs it takes it.
+const EXPECTED_GROWTH: f64 = 2.5;
 
 /// A sequence that asks for a slot.
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +91,9 @@ impl<M: VirtualMemory> KvCache<M> {
         if let Some(coming) = found.coming {
             return Admission::Coming(coming);
         }
+        let num_pages = self.pages_for(candidate.num_reserved.max(candidate.tokens.len()));
         let all_is_there = found.num_valid > 0 && found.num_valid + BLOCK_TOKENS > candidate.tokens.len();
-        if candidate.is_arriving && all_is_there || self.is_better_shared_later(found) {
+        if candidate.is_arriving && all_is_there || self.is_better_shared_later(found, num_pages) {
             return Admission::NotNow;
         }
         let admitted = match self.try_admit(candidate, found, num_spare_pages) {
@@ -192,8 +199,7 @@ impl<M: VirtualMemory> KvCache<M> {
             (found.slot, found.num_valid * self.layout.token_bytes())
         } else {
             let shared_bytes = self.end_bytes(found.slot, num_shared);
-            let is_worth_it = shared_bytes >= MIN_SHARED_PAGES * self.memory.page_bytes();
-            let num_shared = if is_worth_it { num_shared } else { 0 };
+            let num_shared = if self.is_worth_sharing(shared_bytes, num_pages) { num_shared } else { 0 };
             let Some(idx) = self.choose(found, num_shared, num_pages) else { return Ok(None) };
             self.share_beginning(found, idx, num_shared)?;
             (idx, self.end_bytes(found.slot, num_shared))
@@ -229,9 +235,15 @@ impl<M: VirtualMemory> KvCache<M> {
 
     /// Whether the pages that a prompt would share are written in this step, by a copy. In the next one they can be shared, and
     /// a beginning that many ask for at the same time is in memory once.
-    fn is_better_shared_later(&self, found: Found) -> bool {
+    fn is_better_shared_later(&self, found: Found, num_pages: usize) -> bool {
         let shared_bytes = self.end_bytes(found.slot, self.num_shareable(found));
-        shared_bytes >= MIN_SHARED_PAGES * self.memory.page_bytes() && self.is_copied_to(found.slot)
+        self.is_worth_sharing(shared_bytes, num_pages) && self.is_copied_to(found.slot)
+    }
+
+    /// Whether a beginning is to be shared, not copied, by a sequence that needs so many pages.
+    fn is_worth_sharing(&self, shared_bytes: usize, num_pages: usize) -> bool {
+        let least = MIN_SHARED_PAGES.max(num_pages / MIN_SHARED_PART);
+        shared_bytes >= least * self.memory.page_bytes()
     }
 
     /// Whether a slot is about to be copied to.
@@ -281,19 +293,19 @@ impl<M: VirtualMemory> KvCache<M> {
             // A slot for shared pages must have none of its own.
             return empty.or_else(|| self.parked.oldest_first().find(is_free));
         }
-        let expected = num_pages + self.pages_for((1.5 * self.typical_growth) as usize);
+        let expected = num_pages + self.pages_for((EXPECTED_GROWTH * self.typical_growth) as usize);
         let keeps_others = self.index.is_some() && self.extents.num_free() >= expected;
         // With memory to spare nothing is taken from those who may come back.
         if keeps_others && empty.is_some() {
             return empty;
         }
-        let middle_age = self.parked.middle_age();
+        let settled = self.parked.settled();
         let is_old = |idx: &usize| match self.slots[*idx].state {
-            State::Parked { since } => since <= middle_age || self.slots[*idx].content.num_valid == 0,
+            State::Parked { since } => since <= settled || self.slots[*idx].content.num_valid == 0,
             State::Live { .. } => false,
         };
-        let large = self.parked.at_least(num_pages).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
-        let small = self.parked.below(num_pages).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
+        let large = self.parked.at_least(expected).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
+        let small = self.parked.below(expected).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
         let best = large.chain(small).min_by_key(|idx| self.misfit(*idx, num_pages, expected));
         best.or(empty).or_else(|| self.parked.oldest_first().find(is_free))
     }
