@@ -81,7 +81,8 @@ pub trait VirtualMemory: Send + Sync + 'static {
     /// Unmaps the span, which covers whole mappings without a gap. The handles keep their content.
     ///
     /// # Errors
-    /// See the trait; [`IllegalUse::Pinned`](crate::IllegalUse::Pinned) where a step holds a mapping of it.
+    /// See the trait; [`IllegalUse::Pinned`](crate::IllegalUse::Pinned) where a step holds a mapping of it. A mapping that
+    /// the system fails to unmap is left without access.
     fn unmap(&self, range: RangeId, offset: usize, len: usize) -> Result<()>;
 
     /// Gives a handle's physical memory back. It must not be mapped.

@@ -139,12 +139,20 @@ impl<R: Runner> EngineCore<R> {
     fn complete_prompt(&mut self, number: u64) {
         let Some(request) = self.requests.get(&number) else { return };
         self.events.prompt(request.prompt_len());
-        let wait = self.prefill_rate.time(self.scheduler.num_tokens_to_prefill());
+        // A prompt that alone takes longer than that is not served sooner by another try.
+        let own: usize = request.ids().map(|id| self.scheduler.num_tokens_to_prefill_of(id)).sum();
+        let wait = self.prefill_rate.time(self.scheduler.num_tokens_to_prefill().saturating_sub(own));
         if let Err(error) = admission::check(wait, self.max_wait) {
             return self.fail(number, error);
         }
+        self.let_draw(number);
+    }
+
+    /// The scheduler is told of a complete prompt, for those sequences that may draw.
+    fn let_draw(&mut self, number: u64) {
+        let Some(request) = self.requests.get(&number) else { return };
         let num_cached = self.kv.num_cached(&request.candidate());
-        for id in request.ids() {
+        for id in request.ids_that_may_draw() {
             self.scheduler.complete_prompt(id, request.max_len(), num_cached);
         }
     }
@@ -259,6 +267,9 @@ impl<R: Runner> EngineCore<R> {
                 Some(End::NotSent(error)) => self.fail(id.request, not_sent(error)),
                 None if taken.drawn.is_some() => self.scheduler.extend(id, 1),
                 None => {}
+            }
+            if taken.lets_others_draw {
+                self.let_draw(id.request);
             }
         }
     }

@@ -51,12 +51,14 @@ pub(super) struct Sequence {
 }
 
 /// What a step's output means for its sequence.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Taken {
     /// The token that was drawn; none while the prompt is being prefilled.
     pub(super) drawn: Option<Drawn>,
     /// Set where it was the last.
     pub(super) end: Option<End>,
+    /// Whether its request's other sequences have waited for this.
+    pub(super) lets_others_draw: bool,
 }
 
 /// When a token came.
@@ -105,6 +107,13 @@ impl Request {
         (0..self.request.num_sequences).map(move |idx| SequenceId { turn, request, idx })
     }
 
+    /// Those of its sequences that may draw tokens as soon as the prompt is complete. Where its log-probabilities are asked
+    /// for, that is the first alone until it has computed them, or another that finds the prompt computed would draw before
+    /// they can be told.
+    pub(super) fn ids_that_may_draw(&self) -> impl Iterator<Item = SequenceId> + use<> {
+        self.ids().take(if self.tells_prompt_logprobs(0) { 1 } else { usize::MAX })
+    }
+
     /// What is known of a sequence.
     pub(super) fn known(&self, sequence_idx: u32) -> Option<Known<'_>> {
         let sequence = self.sequences.get(sequence_idx as usize)?;
@@ -128,7 +137,7 @@ impl Request {
 
     /// Whether a sequence still has to compute all of the prompt, because every position's prediction is asked for.
     fn tells_prompt_logprobs(&self, sequence_idx: u32) -> bool {
-        // The prompt is the same for all sequences; the first one, which none overtakes, is asked for it.
+        // The prompt is the same for all sequences; the first one, for which the others wait, is asked for it.
         sequence_idx == 0 && !self.told_prompt && self.request.num_prompt_logprobs.is_some()
     }
 
@@ -227,15 +236,17 @@ impl Request {
         let known = (1 + self.prompt_logprobs.len()).saturating_sub(first);
         self.prompt_logprobs.extend(output.prompt_logprobs.into_iter().skip(known));
         if !scheduled.reaches_end {
-            return Taken { drawn: None, end: None };
+            return Taken::default();
         }
+        let lets_others_draw = self.sequences.len() > 1 && self.tells_prompt_logprobs(scheduled.id.idx);
         if let Err(error) = self.tell_prompt() {
-            return Taken { drawn: None, end: Some(End::NotSent(error)) };
+            return Taken { end: Some(End::NotSent(error)), ..Taken::default() };
         }
-        match output.sampled {
+        let (drawn, end) = match output.sampled {
             Some(token) => self.take_token(scheduled.id.idx, token, now),
-            None => Taken { drawn: None, end: Some(End::Finished(FinishReason::Length)) },
-        }
+            None => (None, Some(End::Finished(FinishReason::Length))),
+        };
+        Taken { drawn, end, lets_others_draw }
     }
 
     fn tell_prompt(&mut self) -> Result<(), NotSent> {
@@ -253,10 +264,13 @@ impl Request {
         self.events.send(Event::Prompt { num_tokens: self.prompt.len(), num_cached, logprobs })
     }
 
-    fn take_token(&mut self, sequence_idx: u32, token: SampledToken, now: Instant) -> Taken {
-        let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) else {
-            return Taken { drawn: None, end: None };
-        };
+    fn take_token(
+        &mut self,
+        sequence_idx: u32,
+        token: SampledToken,
+        now: Instant,
+    ) -> (Option<Drawn>, Option<End>) {
+        let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) else { return (None, None) };
         let latency = now.saturating_duration_since(sequence.last_token.unwrap_or(self.arrived));
         let drawn = Some(Drawn { is_first: sequence.first_token.is_none(), latency });
         sequence.first_token.get_or_insert(now);
@@ -273,7 +287,7 @@ impl Request {
                 }
             }
         };
-        Taken { drawn, end }
+        (drawn, end)
     }
 
     /// Tells the client that a sequence has ended.

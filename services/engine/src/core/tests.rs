@@ -15,12 +15,12 @@ use fused_vocabulary::TokenId;
 
 use super::thread::{CoreConfig, assemble};
 use super::*;
-use crate::PolicyName;
 use crate::kv::{KvLayout, KvSize};
 use crate::request::tests::{EOS, MAX_MODEL_LEN, model, opening};
 use crate::request::{Limits, PromptReader, ValidGenerateRequest};
 use crate::runner::mock::{Fault, MockRunner, next_token};
 use crate::scheduler::SchedulerConfig;
+use crate::{ChunkSchedule, PolicyName};
 
 pub(crate) const NUM_SLOTS: usize = 4;
 

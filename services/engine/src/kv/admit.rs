@@ -4,7 +4,7 @@ use fused_virtual_memory::VirtualMemory;
 use fused_vocabulary::TokenId;
 
 use super::pages::Exactly;
-use super::prefix::{BLOCK_TOKENS, common_prefix};
+use super::prefix::BLOCK_TOKENS;
 use super::slot::{SlotId, State};
 use super::{Error, KvCache, KvCopy};
 
@@ -49,8 +49,9 @@ pub enum Admission {
     },
     /// A running sequence is about to compute what it needs too.
     Coming(Coming),
-    /// Nothing can be done for it in this step: all that is known of it is there, and there is nothing to do before more of
-    /// its prompt is; or what it is to share is being copied.
+    /// All that is known of it is there, and there is nothing to do before more of its prompt is.
+    AllIsThere,
+    /// What it is to share is copied in this step.
     NotNow,
     /// All slots or too many pages are in use.
     NoRoom,
@@ -93,12 +94,15 @@ impl<M: VirtualMemory> KvCache<M> {
         }
         let num_pages = self.pages_for(candidate.num_reserved.max(candidate.tokens.len()));
         let all_is_there = found.num_valid > 0 && found.num_valid + BLOCK_TOKENS > candidate.tokens.len();
-        if candidate.is_arriving && all_is_there || self.is_better_shared_later(found, num_pages) {
+        if candidate.is_arriving && all_is_there {
+            return Admission::AllIsThere;
+        }
+        if self.is_better_shared_later(found, num_pages) {
             return Admission::NotNow;
         }
         let admitted = match self.try_admit(candidate, found, num_spare_pages) {
-            // What it was to copy from may be all the memory there is to be had.
-            Err(Error::OutOfPages) if found.num_valid > 0 => {
+            // What it was to copy from may be all the memory, or the one slot, there is to be had.
+            Ok(None) | Err(Error::OutOfPages) if found.num_valid > 0 => {
                 let anew = self.try_admit(candidate, Found::default(), num_spare_pages);
                 anew.map(|slot| slot.map(|slot| (slot, 0)))
             }
@@ -122,7 +126,9 @@ impl<M: VirtualMemory> KvCache<M> {
         match self.admit_leaving(0, &candidate) {
             Admission::Admitted { slot, .. } => Ok(slot),
             Admission::Failed(error) => Err(error),
-            Admission::NoRoom | Admission::Coming(_) | Admission::NotNow => Err(Error::OutOfPages),
+            Admission::NoRoom | Admission::Coming(_) | Admission::AllIsThere | Admission::NotNow => {
+                Err(Error::OutOfPages)
+            }
         }
     }
 
@@ -148,7 +154,7 @@ impl<M: VirtualMemory> KvCache<M> {
         let mut num_coming = 0;
         for idx in index.longest(candidate.salt, candidate.tokens) {
             let content = &self.slots[idx].content;
-            let num_common = common_prefix(&content.tokens, candidate.tokens).min(most);
+            let num_common = content.num_common(candidate.tokens, candidate.salt).min(most);
             let num_valid = num_common.min(content.num_valid);
             // Of equals the one of whose pages most can be shared, and those now; parked ones are as good and less in the way.
             let rank = |found: Found| {
@@ -358,8 +364,10 @@ impl<M: VirtualMemory> KvCache<M> {
         }
         // Whoever shares the same beginning next finds that the extents end where it does.
         let common_pages = found.num_valid * self.layout.token_bytes() / self.memory.page_bytes();
-        self.grow_to(idx, common_pages, Exactly::Yes)?;
-        self.grow_to(idx, num_pages, Exactly::No)
+        self.map_to(idx, common_pages, Exactly::Yes)?;
+        self.map_to(idx, num_pages, Exactly::No)?;
+        self.need(idx, num_pages);
+        Ok(())
     }
 
     /// A parked slot has been of use.

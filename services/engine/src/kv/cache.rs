@@ -199,7 +199,11 @@ impl<M: VirtualMemory> KvCache<M> {
             return Err(Error::TooLong { num_tokens, max_model_len: self.size.max_model_len });
         }
         if num_tokens > held {
-            self.grow_to(slot.idx(), self.pages_for(num_tokens), Exactly::No)?;
+            let (idx, num_pages) = (slot.idx(), self.pages_for(num_tokens));
+            self.map_to(idx, num_pages, Exactly::No)?;
+            // It is, but where a driver's call for what was mapped ahead has failed.
+            self.make_writable(idx, self.slots[idx].num_needed_pages())?;
+            self.need(idx, num_pages);
             if let State::Live { num_tokens: held, .. } = &mut self.slots[slot.idx()].state {
                 *held = num_tokens;
             }

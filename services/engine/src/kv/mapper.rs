@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fused_virtual_memory::{Access, Error as MemoryError, HandleId, RangeId, VirtualMemory};
+use fused_virtual_memory::{Access, HandleId, RangeId, VirtualMemory};
 
 use super::Error;
 use super::extents::ExtentId;
@@ -55,9 +55,11 @@ pub(super) struct Grown {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NotGrown {
     /// There is no new extent, or the old one is still where it was.
-    NotTaken,
+    Untaken,
     /// The extent is mapped nowhere.
-    NotMapped(HandleId),
+    Unmapped(HandleId),
+    /// The extent is where it should be, and nobody may touch it.
+    Closed(HandleId),
 }
 
 /// Who does it.
@@ -172,26 +174,21 @@ fn grow<M: VirtualMemory>(memory: &M, growth: Growth) -> Grown {
             memory.unmap(place.range, place.offset, place.len).is_ok().then_some(handle)
         }
     };
-    let outcome = handle.ok_or(NotGrown::NotTaken).and_then(|handle| {
+    let outcome = handle.ok_or(NotGrown::Untaken).and_then(|handle| {
         num_calls += 2;
-        match map(memory, growth.place, handle, Access::ReadWrite) {
-            Ok(()) => Ok(handle),
-            Err(_) => Err(NotGrown::NotMapped(handle)),
-        }
+        open(memory, growth.place, handle).map(|()| handle)
     });
     Grown { growth, outcome, num_calls }
 }
 
-/// Maps an extent and makes it accessible; it is mapped nowhere in that place where it fails.
-pub(super) fn map<M: VirtualMemory>(
-    memory: &M,
-    place: Place,
-    handle: HandleId,
-    access: Access,
-) -> Result<(), MemoryError> {
+/// Maps an extent and makes it writable.
+fn open<M: VirtualMemory>(memory: &M, place: Place, handle: HandleId) -> Result<(), NotGrown> {
     let Place { range, offset, len } = place;
-    memory.map(range, offset, handle)?;
-    memory
-        .set_access(range, offset, len, access)
-        .or_else(|error| memory.unmap(range, offset, len).and(Err(error)))
+    memory.map(range, offset, handle).map_err(|_| NotGrown::Unmapped(handle))?;
+    memory.set_access(range, offset, len, Access::ReadWrite).map_err(|_| {
+        match memory.unmap(range, offset, len) {
+            Ok(()) => NotGrown::Unmapped(handle),
+            Err(_) => NotGrown::Closed(handle),
+        }
+    })
 }

@@ -3,7 +3,7 @@
 use fused_virtual_memory::{Access, Error as MemoryError, VirtualMemory};
 
 use super::extents::{ExtentId, extent_pages};
-use super::mapper::{Grown, Growth, NotGrown, Place, Source, map};
+use super::mapper::{Grown, Growth, NotGrown, Place, Source};
 use super::slot::{Mapped, SlotId, State};
 use super::{Error, KvCache};
 
@@ -39,9 +39,9 @@ impl<M: VirtualMemory> KvCache<M> {
         Ok(())
     }
 
-    /// Maps until the slot has `num_pages`, and notes that they are needed. A sequence that grows into a page gets some more with
-    /// it, where nobody is short, unless its pages are to end `exactly` there.
-    pub(super) fn grow_to(&mut self, idx: usize, num_pages: usize, exactly: Exactly) -> Result<(), Error> {
+    /// Maps until the slot has `num_pages`. A sequence that grows into a page gets some more with it, where nobody is short,
+    /// unless its pages are to end `exactly` there.
+    pub(super) fn map_to(&mut self, idx: usize, num_pages: usize, exactly: Exactly) -> Result<(), Error> {
         if num_pages > self.slots[idx].num_pages() && self.slots[idx].is_busy {
             self.settle()?;
         }
@@ -63,7 +63,6 @@ impl<M: VirtualMemory> KvCache<M> {
                 self.map_behind(idx, extent)?;
             }
         }
-        self.need(idx, self.slots[idx].num_covering(num_pages));
         Ok(())
     }
 
@@ -76,10 +75,11 @@ impl<M: VirtualMemory> KvCache<M> {
         if ahead <= spare { ahead } else { 1 }
     }
 
-    /// Notes how many of a slot's extents, from the first on, are needed.
-    pub(super) fn need(&mut self, idx: usize, num_needed: usize) {
+    /// Notes how many of a slot's pages, from the first on, are needed.
+    pub(super) fn need(&mut self, idx: usize, num_pages: usize) {
         let Self { slots, extents, .. } = self;
         let slot = &mut slots[idx];
+        let num_needed = slot.num_covering(num_pages);
         for mapped in slot.extents.get(slot.num_needed..num_needed).unwrap_or(&[]) {
             extents.need(mapped.extent);
         }
@@ -155,7 +155,14 @@ impl<M: VirtualMemory> KvCache<M> {
     pub(super) fn unmap_last(&mut self, idx: usize) -> Result<(), Error> {
         let Some(Mapped { extent, end, .. }) = self.slots[idx].extents.last().copied() else { return Ok(()) };
         let place = self.place(idx, end - self.extents.num_pages_of(extent), extent);
-        self.memory.unmap(place.range, place.offset, place.len)?;
+        if let Err(error) = self.memory.unmap(place.range, place.offset, place.len) {
+            // It is still there and nobody may touch it, before somebody makes it writable.
+            self.forget_behind(idx, end - self.extents.num_pages_of(extent));
+            if let Some(last) = self.slots[idx].extents.last_mut() {
+                last.is_writable = false;
+            }
+            return Err(error.into());
+        }
         self.num_driver_calls += 1;
         self.drop_last(idx);
         if self.extents.unmapped(extent) {
@@ -168,12 +175,28 @@ impl<M: VirtualMemory> KvCache<M> {
     fn map_behind(&mut self, idx: usize, extent: ExtentId) -> Result<(), Error> {
         let place = self.place(idx, self.slots[idx].num_pages(), extent);
         let Some(handle) = self.extents.handle(extent) else { return Err(Error::OutOfPages) };
-        if let Err(error) = map(&*self.memory, place, handle, Access::ReadWrite) {
+        if let Err(error) = self.memory.map(place.range, place.offset, handle) {
             self.extents.put_unmapped(extent);
             return Err(error.into());
         }
-        self.num_driver_calls += 2;
-        self.push(idx, extent, true);
+        self.num_driver_calls += 1;
+        self.push(idx, extent, false);
+        self.open_last(idx, Access::ReadWrite)
+    }
+
+    /// Makes the extent accessible that was mapped last, or takes it away again.
+    fn open_last(&mut self, idx: usize, access: Access) -> Result<(), Error> {
+        let Some(Mapped { extent, end, .. }) = self.slots[idx].extents.last().copied() else { return Ok(()) };
+        let place = self.place(idx, end - self.extents.num_pages_of(extent), extent);
+        if let Err(error) = self.memory.set_access(place.range, place.offset, place.len, access) {
+            // Where that fails too, the slot keeps it, as one that nobody may touch.
+            let _ = self.unmap_last(idx);
+            return Err(error.into());
+        }
+        self.num_driver_calls += 1;
+        if let Some(last) = self.slots[idx].extents.last_mut() {
+            last.is_writable = access == Access::ReadWrite;
+        }
         Ok(())
     }
 
@@ -189,9 +212,11 @@ impl<M: VirtualMemory> KvCache<M> {
                 self.num_driver_calls += 1;
                 self.slots[from].extents[nth].is_writable = false;
             }
-            map(&*self.memory, self.place(to, start, extent), handle, Access::Read)?;
-            self.num_driver_calls += 2;
+            let Place { range, offset, .. } = self.place(to, start, extent);
+            self.memory.map(range, offset, handle)?;
+            self.num_driver_calls += 1;
             self.push(to, extent, false);
+            self.open_last(to, Access::Read)?;
         }
         Ok(())
     }
@@ -239,7 +264,7 @@ impl<M: VirtualMemory> KvCache<M> {
             self.slots[slot].is_busy = true;
         }
         if !self.mapper.begin(&*self.memory, growth) {
-            self.take_in(Grown { growth, outcome: Err(NotGrown::NotTaken), num_calls: 0 });
+            self.take_in(Grown { growth, outcome: Err(NotGrown::Untaken), num_calls: 0 });
         }
     }
 
@@ -296,23 +321,19 @@ impl<M: VirtualMemory> KvCache<M> {
         if let Source::Slot { slot, .. } = source {
             self.slots[slot].is_busy = false;
         }
+        let extent = match (source, outcome) {
+            (Source::Unmapped(extent, _) | Source::Slot { extent, .. }, _) => extent,
+            (Source::New, Err(NotGrown::Untaken)) => return self.extents.unreserve(num_pages),
+            (Source::New, Ok(handle) | Err(NotGrown::Unmapped(handle) | NotGrown::Closed(handle))) => {
+                self.extents.created(handle, num_pages)
+            }
+        };
         match (outcome, source) {
-            (Ok(handle), Source::New) => {
-                let extent = self.extents.created(handle, num_pages);
-                self.push(slot, extent, true);
-            }
-            (Ok(_), Source::Unmapped(extent, _) | Source::Slot { extent, .. }) => {
-                self.push(slot, extent, true)
-            }
-            (Err(NotGrown::NotMapped(handle)), Source::New) => {
-                let extent = self.extents.created(handle, num_pages);
-                self.extents.put_unmapped(extent);
-            }
-            (Err(NotGrown::NotTaken), Source::New) => self.extents.unreserve(num_pages),
-            (Err(NotGrown::NotTaken), Source::Slot { extent, slot, .. }) => self.push(slot, extent, true),
-            (Err(_), Source::Unmapped(extent, _) | Source::Slot { extent, .. }) => {
-                self.extents.put_unmapped(extent);
-            }
+            (Ok(_), _) => self.push(slot, extent, true),
+            (Err(NotGrown::Closed(_)), _) => self.push(slot, extent, false),
+            // It could not be unmapped.
+            (Err(NotGrown::Untaken), Source::Slot { slot, .. }) => self.push(slot, extent, false),
+            (Err(_), _) => self.extents.put_unmapped(extent),
         }
     }
 
@@ -329,15 +350,19 @@ impl<M: VirtualMemory> KvCache<M> {
     fn drop_last(&mut self, idx: usize) {
         let num_pages = self.slots[idx].num_pages();
         self.slots[idx].extents.pop();
-        let left = self.slots[idx].num_pages();
-        let num_tokens = left * self.memory.page_bytes() / self.layout.token_bytes();
+        self.forget_behind(idx, self.slots[idx].num_pages());
+        debug_assert!(self.slots[idx].num_needed <= self.slots[idx].extents.len(), "a needed extent goes");
+        self.resized(idx, num_pages);
+    }
+
+    /// Notes that nothing is left of what was behind the first `num_pages` of a slot.
+    fn forget_behind(&mut self, idx: usize, num_pages: usize) {
+        let num_tokens = num_pages * self.memory.page_bytes() / self.layout.token_bytes();
         let content = &mut self.slots[idx].content;
         match &mut self.index {
             Some(index) if content.num_valid > num_tokens => content.truncate(idx, num_tokens, index),
             _ => content.num_valid = content.num_valid.min(num_tokens),
         }
-        debug_assert!(self.slots[idx].num_needed <= self.slots[idx].extents.len(), "a needed extent goes");
-        self.resized(idx, num_pages);
     }
 
     fn resized(&mut self, idx: usize, old_num_pages: usize) {

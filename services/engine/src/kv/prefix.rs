@@ -11,7 +11,7 @@ const MAX_COMPARED: usize = 8;
 /// Which slots hold a sequence that begins in a certain way.
 ///
 /// Every whole block of a slot's tokens is entered under a hash of all tokens up to its end, so that a look-up walks along
-/// the prompt as far as anybody has the same tokens. A hash only proposes: whoever uses a slot compares its tokens.
+/// the prompt as far as anybody has the same tokens. A hash only proposes: whoever uses a slot compares tokens and salt.
 #[derive(Debug, Default)]
 pub(super) struct PrefixIndex {
     slots: HashMap<Chain, BTreeSet<usize>>,

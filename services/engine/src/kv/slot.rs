@@ -36,7 +36,7 @@ pub(super) struct Mapped {
     pub(super) extent: ExtentId,
     /// Pages from the slot's start to its end.
     pub(super) end: usize,
-    /// Not where several slots map it.
+    /// Not where several slots map it, or where a driver's call for it has failed and nobody may touch it.
     pub(super) is_writable: bool,
 }
 
@@ -59,6 +59,8 @@ pub(super) enum State {
 pub(super) struct Content {
     /// Known: those computed, and of a live sequence also what is known of its prompt.
     pub(super) tokens: Vec<TokenId>,
+    /// Whoever has another one has nothing in common with this.
+    salt: Option<Box<str>>,
     /// Tokens whose keys and values are in the slot.
     pub(super) num_valid: usize,
     /// Where `tokens` stand in the index: one entry a whole block, behind one for the salt.
@@ -104,7 +106,7 @@ impl Slot {
 }
 
 impl Content {
-    /// Other tokens, which begin with the first `num_valid` of those that are there if `keeps` is set.
+    /// Other tokens, the first `num_valid` of which are in the slot.
     pub(super) fn replace(
         &mut self,
         slot: usize,
@@ -113,16 +115,21 @@ impl Content {
         num_valid: usize,
         index: &mut PrefixIndex,
     ) {
-        let root = Chain::new(salt);
-        let keeps = self.chains.first() == Some(&root);
-        let num_same = if keeps { super::prefix::common_prefix(&self.tokens, tokens) } else { 0 };
+        let num_same = self.num_common(tokens, salt);
         self.truncate(slot, num_same, index);
-        if !keeps {
-            self.chains = vec![root];
+        if num_same == 0 {
+            self.chains = vec![Chain::new(salt)];
+            self.salt = salt.map(Box::from);
         }
         self.tokens.extend_from_slice(&tokens[num_same..]);
         self.num_valid = num_valid;
         self.enter(slot, index);
+    }
+
+    /// Tokens in common with another sequence: 0 where the salts differ. Compared themselves, not by their hashes, of which
+    /// somebody who looks long enough may find two alike.
+    pub(super) fn num_common(&self, tokens: &[TokenId], salt: Option<&str>) -> usize {
+        if self.salt.as_deref() == salt { super::prefix::common_prefix(&self.tokens, tokens) } else { 0 }
     }
 
     /// These tokens, the next ones, have been computed.

@@ -26,7 +26,7 @@ use crate::kv::{self, Admission, Candidate, KvCache, SlotId};
 use crate::{ChunkSchedule, PolicyName};
 use plan::Plan;
 use policy::{Admits, Prefills, StepKind};
-use progress::{Progress, Running};
+use progress::{Progress, Running, WaitsFor};
 use waiting::Waiting;
 
 /// How often a sequence gives way to an older one; the next time it is admitted with all the memory it may need.
@@ -108,7 +108,8 @@ pub(crate) struct Scheduler {
     config: SchedulerConfig,
     waiting: Waiting,
     running: BTreeMap<SequenceId, Running>,
-    /// For whom there was no room, and how many slots had been released then: before another one is, there is none.
+    /// For whom there was no room, and how many slots had been released then: before another one is, or could be, there is
+    /// none.
     blocked: Option<(SequenceId, u64)>,
 }
 
@@ -124,7 +125,12 @@ impl Scheduler {
 
     /// More tokens of a sequence are known: a chunk of its prompt, or one that was drawn.
     pub(crate) fn extend(&mut self, id: SequenceId, num_tokens: usize) {
-        self.update(id, |progress| progress.num_tokens += num_tokens);
+        self.update(id, |progress| {
+            progress.num_tokens += num_tokens;
+            if progress.waits_for == WaitsFor::More && num_tokens > 0 {
+                progress.waits_for = WaitsFor::Nothing;
+            }
+        });
     }
 
     /// The prompt of a sequence has arrived whole. `max_tokens`: of prompt and output; `num_cached`: those that need not be
@@ -187,6 +193,12 @@ impl Scheduler {
         self.waiting.num_uncached_tokens() + prefills.map(Running::num_uncomputed).sum::<usize>()
     }
 
+    /// Of those, the ones of one sequence.
+    pub(crate) fn num_tokens_to_prefill_of(&self, id: SequenceId) -> usize {
+        let running = self.running.get(&id).filter(|running| !running.is_decode());
+        running.map_or_else(|| self.waiting.num_uncached_tokens_of(id), Running::num_uncomputed)
+    }
+
     /// No sequence in two queues, no slot twice, no token miscounted; for debug builds.
     pub(crate) fn is_consistent(&self) -> bool {
         let mut slots: Vec<_> = self.running.values().map(|running| running.slot).collect();
@@ -197,10 +209,12 @@ impl Scheduler {
             && self.waiting.is_consistent()
     }
 
-    /// Whole prompts are computed as far as the model reads, whatever the budget for chunks.
+    /// Whole prompts are computed as far as the model reads, whatever the budget for chunks, and whoever decodes beside them.
     fn budget<M: VirtualMemory>(&self, kind: &StepKind, kv: &KvCache<M>) -> usize {
         match kind.prefills {
-            Prefills::Whole => self.config.token_budget.max(kv.size().max_model_len),
+            Prefills::Whole => {
+                self.config.token_budget.max(kv.size().max_model_len + kv.size().num_sequences)
+            }
             Prefills::Chunks | Prefills::None => self.config.token_budget,
         }
     }
@@ -215,7 +229,7 @@ impl Scheduler {
         // Decided now: what is admitted below belongs to this step, and does not keep the next from it.
         let admits = match kind.admits {
             Admits::Always => true,
-            Admits::WhenIdle => self.running.is_empty(),
+            Admits::WhenIdle => self.running.values().all(Running::is_stalled),
             Admits::Never => false,
         };
         if kind.has_decodes {
@@ -295,11 +309,12 @@ impl Scheduler {
         if let Some(mut running) = self.running.remove(&id) {
             kv.release(running.slot);
             plan.withdraw(id);
-            if running.is_stalled() {
-                // Or it would be the first to take the slot that it has just given.
-                running.progress.waits_for_all = true;
-            } else {
+            if running.progress.prompt_is_complete() {
                 running.progress.num_preemptions += 1;
+            } else {
+                // Or it would be the first to take the slot that it has just given, and how much memory it may need, which
+                // is what bounds how often it gives way, is not known before its prompt is.
+                running.progress.waits_for = WaitsFor::All;
             }
             // How much of it is still there is found out when it is admitted again.
             running.progress.num_cached = 0;
@@ -321,7 +336,8 @@ impl Scheduler {
         let mut num_passed_over = 0;
         while let Some((id, progress)) = self.waiting.next_ready(passed_over) {
             let num_tokens = plan.share(progress.num_cached, progress.num_uncached().max(1), false);
-            if plan.is_full() || num_tokens == 0 || self.blocked == Some((id, kv.num_releases())) {
+            let is_blocked = || self.blocked == Some((id, kv.num_releases())) && self.stalled().is_none();
+            if plan.is_full() || num_tokens == 0 || is_blocked() {
                 return;
             }
             let Some(Known { tokens, salt, reuses }) = known(id) else { return };
@@ -351,10 +367,14 @@ impl Scheduler {
                 Some(Admission::NoRoom) => match self.stalled() {
                     Some(stalled) => self.preempt(stalled, plan, kv),
                     None => {
-                        self.blocked = Some((id, kv.num_releases()));
+                        // What is about to be copied cannot be taken in this step, but in the next.
+                        self.blocked = (!kv.has_copies()).then(|| (id, kv.num_releases()));
                         return;
                     }
                 },
+                Some(Admission::AllIsThere) => {
+                    self.waiting.update(id, |progress| progress.waits_for = WaitsFor::More);
+                }
                 Some(Admission::Failed(error)) => {
                     self.waiting.remove(id);
                     plan.step.failed.push((id, error));

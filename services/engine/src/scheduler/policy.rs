@@ -23,7 +23,7 @@ pub(super) enum Prefills {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admits {
     Always,
-    /// While nothing runs.
+    /// While nothing can run of what has a slot.
     WhenIdle,
     Never,
 }

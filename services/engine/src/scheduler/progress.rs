@@ -9,12 +9,24 @@ pub(super) struct Progress {
     pub(super) max_tokens: Option<usize>,
     /// Of those known, how many were computed by others when that was looked up last.
     pub(super) num_cached: usize,
-    /// Whether it has given way because its prompt did not come on: it runs again when all of that is there.
-    pub(super) waits_for_all: bool,
+    /// What must come of its prompt before it asks for a slot.
+    pub(super) waits_for: WaitsFor,
     /// How often it had to give way to an older one.
     pub(super) num_preemptions: u32,
     /// What another sequence computes for it.
     pub(super) coming: Option<Coming>,
+}
+
+/// What a sequence waits for whose prompt is still arriving.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum WaitsFor {
+    /// Nothing: what is known can be computed.
+    #[default]
+    Nothing,
+    /// More of it: others have computed what is known.
+    More,
+    /// All of it: it has given way before that was there, and should not have to do so again.
+    All,
 }
 
 /// A sequence with a slot.
@@ -34,10 +46,10 @@ impl Progress {
     /// Tokens that may be computed. The last one of a prompt that is still arriving is kept back: an empty chunk may mark
     /// the end, and then the token is needed to draw the next; and it predicts one that is not known as yet.
     pub(super) fn num_ready(&self) -> usize {
-        match (self.prompt_is_complete(), self.waits_for_all) {
+        match (self.prompt_is_complete(), self.waits_for) {
             (true, _) => self.num_tokens,
-            (false, false) => self.num_tokens.saturating_sub(1),
-            (false, true) => 0,
+            (false, WaitsFor::Nothing) => self.num_tokens.saturating_sub(1),
+            (false, WaitsFor::More | WaitsFor::All) => 0,
         }
     }
 

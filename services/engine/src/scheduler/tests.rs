@@ -1,19 +1,29 @@
 use fused_virtual_memory::SimulatedMemory;
-use proptest::prelude::*;
 
 use super::*;
 use crate::kv::{KvLayout, KvSize};
+
+mod lives;
+mod speed;
 
 const MAX_MODEL_LEN: usize = 40;
 
 /// Eight bytes a token, 32 a page: four tokens.
 fn cache(num_sequences: usize, num_pages: usize) -> KvCache<SimulatedMemory> {
+    cache_with_spare_slots(num_sequences, num_sequences, num_pages)
+}
+
+fn cache_with_spare_slots(
+    num_sequences: usize,
+    num_spare_slots: usize,
+    num_pages: usize,
+) -> KvCache<SimulatedMemory> {
     let layout = KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2, bytes_per_element: 2 };
     let pool_bytes = num_pages * 32;
     let memory = SimulatedMemory::new(32, pool_bytes).unwrap();
     let size = KvSize {
         num_sequences,
-        num_slots: 2 * num_sequences,
+        num_slots: num_sequences + num_spare_slots,
         max_model_len: MAX_MODEL_LEN,
         pool_bytes,
         shares_prefixes: true,
@@ -205,114 +215,90 @@ fn a_machine_without_memory_fails_the_one_and_keeps_going() {
     assert_eq!(plan(&step), [(1, 0, 2, true)]);
 }
 
-/// What a sequence is going to do, and what has become of it.
-#[derive(Clone, Debug)]
-struct Life {
-    arrives_at: usize,
-    chunks: Vec<usize>,
-    num_output: usize,
-    aborts_at: Option<usize>,
+#[test]
+fn a_prompt_that_stops_coming_while_others_wait_gives_its_slot_too() {
+    let (mut scheduler, mut kv) = (sarathi(16), cache(1, 40));
+    scheduler.add(id(0));
+    scheduler.extend(id(0), 8);
+    arrive(&mut scheduler, 1, 3);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 0, 7, false)], "it can run, and keeps its slot");
+    let step = run(&mut scheduler, &mut kv);
+    assert_eq!((&step.preempted[..], plan(&step)), (&[id(0)][..], vec![(1, 0, 3, true)]));
 }
 
-/// Of at most `MAX_MODEL_LEN` tokens.
-fn life() -> impl Strategy<Value = Life> {
-    let chunks = (1..8usize, prop::collection::vec(0..7usize, 0..4))
-        .prop_map(|(first, rest)| [vec![first], rest].concat());
-    (0..60usize, chunks, 1..16usize, prop::option::weighted(0.2, 0..100usize)).prop_map(
-        |(arrives_at, chunks, num_output, aborts_at)| Life { arrives_at, chunks, num_output, aborts_at },
-    )
+/// Sequences whose tokens are 16 that all have and then their own.
+fn alike<'a>(tokens: &'a [Vec<TokenId>]) -> impl Fn(SequenceId) -> Option<Known<'a>> {
+    |id| Some(Known { tokens: tokens.get(usize::try_from(id.request).ok()?)?, salt: None, reuses: true })
 }
 
-#[derive(Default)]
-struct Seen {
-    num_known: usize,
-    num_computed: usize,
-    num_drawn: usize,
-    num_chunks: usize,
-    done: bool,
-}
-
-proptest! {
-    #[test]
-    fn everyone_is_served_in_bounds(
-        lives in prop::collection::vec(life(), 1..12),
-        num_slots in 1..5usize,
-        spare_budget in 0..12usize,
-        num_pages in 10..24usize,
-    ) {
-        let token_budget = num_slots + spare_budget;
-        let (mut scheduler, mut kv) = (sarathi(token_budget), cache(num_slots, num_pages));
-        let mut seen: Vec<Seen> = lives.iter().map(|_| Seen::default()).collect();
-        let total: usize = lives.iter().map(|life| life.chunks.iter().sum::<usize>() + life.num_output).sum();
-        // Each step computes a token of the oldest, at worst alone and after computing all its known ones again.
-        let limit = 100 + total * 4;
-        for now in 0..limit {
-            for (request, (life, seen)) in lives.iter().zip(&mut seen).enumerate() {
-                let id = id(request as u64);
-                if now == life.arrives_at {
-                    scheduler.add(id);
-                }
-                if seen.done || now < life.arrives_at {
-                    continue;
-                }
-                if life.aborts_at == Some(now) {
-                    scheduler.remove(id, &mut kv);
-                    seen.done = true;
-                } else if let Some(chunk) = life.chunks.get(seen.num_chunks) {
-                    scheduler.extend(id, *chunk);
-                    seen.num_known += chunk;
-                    seen.num_chunks += 1;
-                    if seen.num_chunks == life.chunks.len() {
-                        scheduler.complete_prompt(id, MAX_MODEL_LEN, 0);
-                    }
-                }
-            }
-            let decodes: Vec<_> =
-                scheduler.running.iter().filter(|(_, r)| r.is_decode()).map(|(id, _)| *id).collect();
-            let oldest = scheduler.running.iter().find(|(_, r)| !r.is_stalled()).map(|(id, _)| *id);
-            let stalled: Vec<_> =
-                scheduler.running.iter().filter(|(_, r)| r.is_stalled()).map(|(id, _)| *id).collect();
-            let step = scheduler.schedule(&mut kv, unshared);
-            prop_assert!(step.failed.is_empty());
-            prop_assert!(oldest.is_none_or(|oldest| !step.preempted.contains(&oldest)));
-            prop_assert!(step.scheduled.iter().map(|s| s.num_tokens).sum::<usize>() <= token_budget);
-            if let Some(first) = step.preempted.first().filter(|_| !stalled.is_empty()) {
-                prop_assert!(stalled.contains(first), "one that can run gave way before one that cannot");
-            }
-            for decode in decodes {
-                let runs = step.scheduled.iter().any(|s| s.id == decode && s.reaches_end);
-                prop_assert!(runs || step.preempted.contains(&decode), "a decode was stalled");
-            }
-            for id in &step.preempted {
-                seen[usize::try_from(id.request).unwrap()].num_computed = 0;
-            }
-            for scheduled in &step.scheduled {
-                let (seen, life) = (&mut seen[usize::try_from(scheduled.id.request).unwrap()],
-                    &lives[usize::try_from(scheduled.id.request).unwrap()]);
-                // Every token exactly once, in order; and memory for it.
-                prop_assert_eq!(scheduled.context_len, seen.num_computed);
-                seen.num_computed += scheduled.num_tokens;
-                prop_assert!(seen.num_computed <= seen.num_known);
-                let at_end = seen.num_computed == seen.num_known && seen.num_chunks == life.chunks.len();
-                prop_assert_eq!(scheduled.reaches_end, at_end);
-            }
-            scheduler.commit(&step);
-            for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
-                let request = usize::try_from(scheduled.id.request).unwrap();
-                seen[request].num_drawn += 1;
-                if seen[request].num_drawn == lives[request].num_output {
-                    scheduler.remove(scheduled.id, &mut kv);
-                    seen[request].done = true;
-                } else {
-                    scheduler.extend(scheduled.id, 1);
-                    seen[request].num_known += 1;
-                }
-            }
-            prop_assert!(scheduler.is_consistent() && kv.is_consistent());
-            prop_assert_eq!(kv.stats().live_slots, scheduler.num_running());
-        }
-        prop_assert!(seen.iter().all(|seen| seen.done), "somebody starves");
-        prop_assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (0, 0));
-        prop_assert_eq!(scheduler.num_tokens_to_prefill(), 0);
+fn run_alike(scheduler: &mut Scheduler, kv: &mut KvCache<SimulatedMemory>, tokens: &[Vec<TokenId>]) -> Step {
+    let step = scheduler.schedule(kv, alike(tokens));
+    let _ = kv.take_copies();
+    for Scheduled { id, slot, context_len, num_tokens, .. } in &step.scheduled {
+        let tokens = &tokens[usize::try_from(id.request).unwrap()];
+        kv.computed(*slot, &tokens[*context_len..context_len + num_tokens]);
     }
+    scheduler.commit(&step);
+    step
+}
+
+fn common_and(own: u32, num_own: u32) -> Vec<TokenId> {
+    (0..16).chain((1..=num_own).map(|idx| own * 100 + idx)).map(TokenId).collect()
+}
+
+#[test]
+fn who_finds_no_room_because_of_a_copy_is_asked_again_after_it() {
+    // The first leaves ten pages, from which the second has 16 tokens copied; of the sixth page behind its own five the third
+    // needs two.
+    let tokens = [common_and(1, 22), common_and(2, 2), (900..908).map(TokenId).collect()];
+    let (mut scheduler, mut kv) = (sarathi(64), cache(3, 16));
+    arrive(&mut scheduler, 0, 38);
+    run_alike(&mut scheduler, &mut kv, &tokens);
+    scheduler.remove(id(0), &mut kv);
+    arrive(&mut scheduler, 1, 18);
+    arrive(&mut scheduler, 2, 8);
+    assert_eq!(plan(&run_alike(&mut scheduler, &mut kv, &tokens)), [(1, 16, 2, true)]);
+    scheduler.extend(id(1), 1);
+    let tokens = [tokens[0].clone(), common_and(2, 3), tokens[2].clone()];
+    assert_eq!(plan(&run_alike(&mut scheduler, &mut kv, &tokens)), [(1, 18, 1, true), (2, 0, 8, true)]);
+}
+
+#[test]
+fn a_queue_of_prompts_that_are_there_as_far_as_they_have_come_keeps_nobody_out() {
+    let mut tokens = vec![common_and(1, 1); 200];
+    tokens.push((900..908).map(TokenId).collect());
+    let (mut scheduler, mut kv) = (sarathi(64), cache(3, 40));
+    arrive(&mut scheduler, 0, 17);
+    run_alike(&mut scheduler, &mut kv, &tokens);
+    scheduler.remove(id(0), &mut kv);
+    for request in 1..200 {
+        scheduler.add(id(request));
+        scheduler.extend(id(request), 17);
+    }
+    arrive(&mut scheduler, 200, 8);
+    assert_eq!(plan(&run_alike(&mut scheduler, &mut kv, &tokens)), [(200, 0, 8, true)]);
+    scheduler.complete_prompt(id(7), MAX_MODEL_LEN, 16);
+    let step = run_alike(&mut scheduler, &mut kv, &tokens);
+    assert_eq!(plan(&step), [(7, 16, 1, true)]);
+}
+
+#[test]
+fn a_batch_of_prompts_that_do_not_come_on_lets_others_in() {
+    let (mut scheduler, mut kv) = (with_policy(PolicyName::FasterTransformer, 64), cache(3, 40));
+    stalled(&mut scheduler, 0, &mut kv);
+    arrive(&mut scheduler, 1, 3);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 0, 3, true)]);
+    arrive(&mut scheduler, 2, 3);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 3, 1, true)], "a batch is a batch");
+}
+
+#[test]
+fn the_longest_prompt_finds_its_step_beside_decodes() {
+    let (mut scheduler, mut kv) = (with_policy(PolicyName::Orca, 4), cache(3, 60));
+    arrive(&mut scheduler, 0, 3);
+    arrive(&mut scheduler, 1, 3);
+    run(&mut scheduler, &mut kv);
+    arrive(&mut scheduler, 2, MAX_MODEL_LEN);
+    let step = run(&mut scheduler, &mut kv);
+    assert_eq!(plan(&step).last(), Some(&(2, 0, MAX_MODEL_LEN, true)));
 }

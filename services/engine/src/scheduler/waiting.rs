@@ -50,6 +50,10 @@ impl Waiting {
         self.num_uncached_tokens
     }
 
+    pub(super) fn num_uncached_tokens_of(&self, id: SequenceId) -> usize {
+        self.ready.get(&id).map_or(0, Progress::num_uncached)
+    }
+
     pub(super) fn contains(&self, id: SequenceId) -> bool {
         self.ready.contains_key(&id) || self.arriving.contains_key(&id)
     }

@@ -174,6 +174,51 @@ fn several_sequences_of_one_prompt() {
 }
 
 #[test]
+fn no_sequence_overtakes_the_one_that_computes_the_prompts_logprobs() {
+    // The others find the prompt computed, and what the first leaves of the budget is enough for them.
+    let schedule = ChunkSchedule { high: 8, low: 8, max_tokens: 64, stages: 1 };
+    let mut config = core_config(64);
+    config.scheduler.chunk_schedule = Some(schedule);
+    let mut harness = Harness::with(64, config);
+    let prompt: Vec<u32> = (0..40).collect();
+    let before = harness.send(max_tokens("before", 1), &prompt);
+    harness.run();
+    drop(before);
+    let logprobs = Some(LogprobParams { num_prompt: Some(0), ..LogprobParams::default() });
+    let opening = GenerateOpening { num_sequences: Some(3), logprobs, ..max_tokens("a", 6) };
+    let mut client = harness.send(opening, &prompt);
+    harness.run();
+    client.listen();
+    let Event::Prompt { num_tokens: 40, logprobs: Some(logprobs), .. } = &client.heard[0] else {
+        panic!("{:?}", client.heard);
+    };
+    let positions: Vec<_> = logprobs.rest.iter().map(|l| (l.token.0, -l.logprob as u32)).collect();
+    let expected: Vec<_> = (1..40).map(|position| (position, position)).collect();
+    assert_eq!(positions, expected);
+    for idx in 0..3 {
+        assert_eq!(client.tokens(idx), alone(&prompt, idx, 6).0);
+    }
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_prompt_is_refused_for_those_that_wait_before_it_and_not_for_itself() {
+    let config = CoreConfig { max_wait: Some(Duration::from_secs(1)), ..core_config(16) };
+    let mut harness = Harness::with(64, config);
+    // Ten tokens a second.
+    harness.core.prefill_rate.note(1000, Duration::from_secs(100));
+    let (mut client, mut reader) = harness.start(max_tokens("long", 2)).unwrap();
+    harness.prompt(&client, &mut reader, &(0..30).collect::<Vec<_>>(), false);
+    harness.prompt(&client, &mut reader, &[50; 20], true);
+    let (mut late, mut reader) = harness.start(max_tokens("late", 2)).unwrap();
+    harness.prompt(&late, &mut reader, &[60], true);
+    harness.run();
+    assert_eq!(client.listen().ended, Some(None), "nobody was before it");
+    assert_eq!(late.listen().failure(), Some(Code::QueueFull), "it would have waited for five seconds");
+    harness.assert_nothing_is_left();
+}
+
+#[test]
 fn an_abort_says_what_it_freed() {
     let mut harness = Harness::new(64);
     let opening = GenerateOpening { num_sequences: Some(2), ..max_tokens("a", 40) };

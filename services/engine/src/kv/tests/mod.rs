@@ -1,5 +1,6 @@
 //! The cache on simulated memory, whose every call is checked, and on the host's.
 
+mod faulty;
 mod growth;
 mod prefixes;
 mod random;
@@ -10,6 +11,7 @@ use fused_virtual_memory::{
 use fused_vocabulary::TokenId;
 
 use super::*;
+use faulty::Faulty;
 
 /// 24 bytes a token and 64 a page: a token straddles pages, and accounting in tokens would be wrong.
 const LAYOUT: KvLayout = KvLayout { num_layers: 2, num_kv_heads: 1, head_dim: 3, bytes_per_element: 2 };
@@ -75,60 +77,14 @@ fn a_machine_with_less_memory_than_the_pool_is_an_error_and_no_loss() {
     assert!(kv.is_consistent());
 }
 
-/// A system that maps so many extents and no more.
-struct FewMappings {
-    memory: SimulatedMemory,
-    num_left: std::sync::atomic::AtomicUsize,
-}
-
-impl VirtualMemory for FewMappings {
-    fn page_bytes(&self) -> usize {
-        self.memory.page_bytes()
-    }
-
-    fn reserve(&self, len: usize) -> Result<RangeId, MemoryError> {
-        self.memory.reserve(len)
-    }
-
-    fn create(&self, len: usize) -> Result<HandleId, MemoryError> {
-        self.memory.create(len)
-    }
-
-    fn map(&self, range: RangeId, offset: usize, handle: HandleId) -> Result<(), MemoryError> {
-        use std::sync::atomic::Ordering::Relaxed;
-        let left = self.num_left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
-        left.map_err(|_| MemoryError::TooManyMappings { limit: 0 })?;
-        self.memory.map(range, offset, handle)
-    }
-
-    fn set_access(&self, range: RangeId, offset: usize, len: usize, to: Access) -> Result<(), MemoryError> {
-        self.memory.set_access(range, offset, len, to)
-    }
-
-    fn unmap(&self, range: RangeId, offset: usize, len: usize) -> Result<(), MemoryError> {
-        self.memory.unmap(range, offset, len)
-    }
-
-    fn release(&self, handle: HandleId) -> Result<(), MemoryError> {
-        self.memory.release(handle)
-    }
-
-    fn free(&self, range: RangeId) -> Result<(), MemoryError> {
-        self.memory.free(range)
-    }
-
-    fn pin(&self, range: RangeId, len: usize, writable_from: usize) -> Result<PinToken, MemoryError> {
-        self.memory.pin(range, len, writable_from)
-    }
-
-    fn unpin(&self, pin: PinToken) {
-        self.memory.unpin(pin);
-    }
-}
-
 #[test]
 fn what_cannot_be_mapped_ahead_is_no_error_and_no_loss() {
-    let memory = FewMappings { memory: SimulatedMemory::new(PAGE, 8 * PAGE).unwrap(), num_left: 1.into() };
+    let memory = Faulty::new(SimulatedMemory::new(PAGE, 8 * PAGE).unwrap());
+    let mut num_maps = 0;
+    memory.fail_when(move |call| {
+        num_maps += usize::from(call == faulty::Call::Map);
+        call == faulty::Call::Map && num_maps > 1
+    });
     let mut kv = KvCache::new(memory, LAYOUT, size(2, 8)).unwrap();
     let slot = kv.acquire(2).unwrap();
     kv.map_ahead([slot]).unwrap();
@@ -136,7 +92,7 @@ fn what_cannot_be_mapped_ahead_is_no_error_and_no_loss() {
     assert!(kv.is_consistent());
     let stats = kv.stats();
     assert_eq!((stats.mapped_bytes, stats.parked_bytes, stats.free_bytes), (PAGE, 0, 7 * PAGE));
-    assert!(matches!(kv.ensure(slot, 6), Err(Error::Memory(MemoryError::TooManyMappings { .. }))));
+    assert!(matches!(kv.ensure(slot, 6), Err(Error::Memory(MemoryError::System { .. }))));
     assert!(kv.is_consistent());
     assert_eq!(kv.stats().mapped_bytes, PAGE);
 }
