@@ -20,7 +20,7 @@ mod policy_name;
 mod request;
 pub mod runner;
 pub mod sampler;
-mod scheduler;
+pub mod scheduler;
 mod scorer;
 mod service;
 pub mod simulation;

@@ -36,31 +36,31 @@ const MAX_PASSED_OVER: usize = 64;
 
 /// Which sequence; ordered by turn, then by arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SequenceId {
+pub struct SequenceId {
     /// When its request's turn is; the lower the earlier. The same for all where arrival alone decides.
-    pub(crate) turn: i64,
+    pub turn: i64,
     /// Number of its request, counted from the start of the engine.
-    pub(crate) request: u64,
+    pub request: u64,
     /// Which of the request's sequences.
-    pub(crate) idx: u32,
+    pub idx: u32,
 }
 
 /// What runs next.
 #[derive(Debug, Default)]
-pub(crate) struct Step {
+pub struct Step {
     /// Each sequence at most once.
-    pub(crate) scheduled: Vec<Scheduled>,
+    pub scheduled: Vec<Scheduled>,
     /// Sequences that have got a slot, with the number of their tokens that were computed before.
-    pub(crate) admitted: Vec<(SequenceId, usize)>,
+    pub admitted: Vec<(SequenceId, usize)>,
     /// Sequences that gave way: their slots are free and they wait again.
-    pub(crate) preempted: Vec<SequenceId>,
+    pub preempted: Vec<SequenceId>,
     /// Sequences for which there is no memory although nobody is left to give way; removed.
-    pub(crate) failed: Vec<(SequenceId, kv::Error)>,
+    pub failed: Vec<(SequenceId, kv::Error)>,
 }
 
 impl Step {
     /// Whether nothing runs and nothing has changed, so that the next step would be the same.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         let Self { scheduled, admitted, preempted, failed } = self;
         scheduled.is_empty() && admitted.is_empty() && preempted.is_empty() && failed.is_empty()
     }
@@ -68,43 +68,45 @@ impl Step {
 
 /// The next tokens of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Scheduled {
-    pub(crate) id: SequenceId,
+pub struct Scheduled {
+    /// Which sequence.
+    pub id: SequenceId,
     /// Memory for `context_len + num_tokens` tokens is mapped.
-    pub(crate) slot: SlotId,
+    pub slot: SlotId,
     /// Tokens computed in earlier steps, or by others.
-    pub(crate) context_len: usize,
+    pub context_len: usize,
     /// Tokens of this step, at least one.
-    pub(crate) num_tokens: usize,
+    pub num_tokens: usize,
     /// Whether this step computes the last token there is of a complete prompt, so that the next one can be drawn.
-    pub(crate) reaches_end: bool,
+    pub reaches_end: bool,
 }
 
 /// What a sequence's tokens are, for those that ask for a slot.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Known<'a> {
+pub struct Known<'a> {
     /// All that are known.
-    pub(crate) tokens: &'a [TokenId],
+    pub tokens: &'a [TokenId],
     /// Only sequences with the same one share a prefix.
-    pub(crate) salt: Option<&'a str>,
+    pub salt: Option<&'a str>,
     /// Whether what others have computed will do.
-    pub(crate) reuses: bool,
+    pub reuses: bool,
 }
 
 /// How steps are made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SchedulerConfig {
-    pub(crate) policy: PolicyName,
+pub struct SchedulerConfig {
+    /// Which kinds of steps there are.
+    pub policy: PolicyName,
     /// The most tokens of one step; at least the number of running sequences, so that no decode is ever left out and a
     /// prefill always gets some.
-    pub(crate) token_budget: usize,
+    pub token_budget: usize,
     /// Chunks that become smaller as a prompt goes on; none: all that the budget leaves.
-    pub(crate) chunk_schedule: Option<ChunkSchedule>,
+    pub chunk_schedule: Option<ChunkSchedule>,
 }
 
 /// Waiting and running sequences, both in order. A sequence is in one of them.
 #[derive(Debug)]
-pub(crate) struct Scheduler {
+pub struct Scheduler {
     config: SchedulerConfig,
     waiting: Waiting,
     running: BTreeMap<SequenceId, Running>,
@@ -114,17 +116,19 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(crate) fn new(config: SchedulerConfig) -> Self {
+    /// Nobody waits and nobody runs.
+    #[must_use]
+    pub fn new(config: SchedulerConfig) -> Self {
         Self { config, waiting: Waiting::default(), running: BTreeMap::new(), blocked: None }
     }
 
     /// Puts a sequence without tokens into the queue.
-    pub(crate) fn add(&mut self, id: SequenceId) {
+    pub fn add(&mut self, id: SequenceId) {
         self.waiting.insert(id, Progress::default());
     }
 
     /// More tokens of a sequence are known: a chunk of its prompt, or one that was drawn.
-    pub(crate) fn extend(&mut self, id: SequenceId, num_tokens: usize) {
+    pub fn extend(&mut self, id: SequenceId, num_tokens: usize) {
         self.update(id, |progress| {
             progress.num_tokens += num_tokens;
             if progress.waits_for == WaitsFor::More && num_tokens > 0 {
@@ -135,7 +139,7 @@ impl Scheduler {
 
     /// The prompt of a sequence has arrived whole. `max_tokens`: of prompt and output; `num_cached`: those that need not be
     /// computed, as far as is known now.
-    pub(crate) fn complete_prompt(&mut self, id: SequenceId, max_tokens: usize, num_cached: usize) {
+    pub fn complete_prompt(&mut self, id: SequenceId, max_tokens: usize, num_cached: usize) {
         self.update(id, |progress| {
             progress.max_tokens = Some(max_tokens);
             progress.num_cached = num_cached;
@@ -143,7 +147,7 @@ impl Scheduler {
     }
 
     /// Forgets a sequence and gives its slot back. Returns the bytes that it needed, `None` if it is unknown.
-    pub(crate) fn remove<M: VirtualMemory>(&mut self, id: SequenceId, kv: &mut KvCache<M>) -> Option<usize> {
+    pub fn remove<M: VirtualMemory>(&mut self, id: SequenceId, kv: &mut KvCache<M>) -> Option<usize> {
         if let Some(running) = self.running.remove(&id) {
             return Some(kv.release(running.slot));
         }
@@ -151,7 +155,7 @@ impl Scheduler {
     }
 
     /// Decides the next step and maps the memory for it. `known` says what the tokens of a sequence are.
-    pub(crate) fn schedule<'a, M: VirtualMemory>(
+    pub fn schedule<'a, M: VirtualMemory>(
         &mut self,
         kv: &mut KvCache<M>,
         known: impl Fn(SequenceId) -> Option<Known<'a>>,
@@ -169,7 +173,7 @@ impl Scheduler {
     }
 
     /// Records that a step has run.
-    pub(crate) fn commit(&mut self, step: &Step) {
+    pub fn commit(&mut self, step: &Step) {
         for scheduled in &step.scheduled {
             if let Some(running) = self.running.get_mut(&scheduled.id) {
                 running.num_computed += scheduled.num_tokens;
@@ -178,29 +182,29 @@ impl Scheduler {
     }
 
     /// Sequences that have a slot.
-    pub(crate) fn num_running(&self) -> usize {
+    pub fn num_running(&self) -> usize {
         self.running.len()
     }
 
     /// Sequences that have none.
-    pub(crate) fn num_waiting(&self) -> usize {
+    pub fn num_waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Tokens ready and to be computed, apart from the one that every decode is about to compute.
-    pub(crate) fn num_tokens_to_prefill(&self) -> usize {
+    pub fn num_tokens_to_prefill(&self) -> usize {
         let prefills = self.running.values().filter(|running| !running.is_decode());
         self.waiting.num_uncached_tokens() + prefills.map(Running::num_uncomputed).sum::<usize>()
     }
 
     /// Of those, the ones of one sequence.
-    pub(crate) fn num_tokens_to_prefill_of(&self, id: SequenceId) -> usize {
+    pub fn num_tokens_to_prefill_of(&self, id: SequenceId) -> usize {
         let running = self.running.get(&id).filter(|running| !running.is_decode());
         running.map_or_else(|| self.waiting.num_uncached_tokens_of(id), Running::num_uncomputed)
     }
 
     /// No sequence in two queues, no slot twice, no token miscounted; for debug builds.
-    pub(crate) fn is_consistent(&self) -> bool {
+    pub fn is_consistent(&self) -> bool {
         let mut slots: Vec<_> = self.running.values().map(|running| running.slot).collect();
         slots.sort_unstable();
         slots.dedup();

@@ -4,7 +4,6 @@ use super::*;
 use crate::kv::{KvLayout, KvSize};
 
 mod lives;
-mod speed;
 
 const MAX_MODEL_LEN: usize = 40;
 
