@@ -14,7 +14,7 @@ const MAX_DEFAULT_PAGES: usize = 16 << 10;
 const MAX_PAGES: usize = 48 << 10;
 
 /// Slots for each sequence that may run: the rest keep the keys and values of ended ones. They cost addresses only.
-const SLOTS_A_SEQUENCE: usize = 4;
+pub(crate) const SLOTS_A_SEQUENCE: usize = 4;
 
 /// The engine's settings.
 #[derive(Clone, Debug)]

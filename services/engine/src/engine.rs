@@ -57,19 +57,9 @@ impl Engine {
         kv: KvCache<R::Memory>,
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
-        let core_config = CoreConfig {
-            scheduler: SchedulerConfig {
-                policy: config.policy,
-                token_budget: config.token_budget,
-                chunk_schedule: config.chunk_schedule,
-            },
-            order: config.order,
-            max_wait: config.target_time_to_first_token,
-            max_waiting_requests: config.max_waiting_requests,
-            stream_buffer: config.stream_buffer,
-        };
         let num_slots = kv.size().num_sequences;
-        let (door, failure) = core::start(core_config, runner, kv, lifecycle).map_err(Error::Thread)?;
+        let (door, failure) =
+            core::start(core_config(config), runner, kv, lifecycle).map_err(Error::Thread)?;
         let service = EngineService::new(door, model, num_slots, config.prompt_timeout, lifecycle.clone());
         Ok(Self { service, failure })
     }
@@ -113,6 +103,21 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn door(&self) -> &core::Door {
         self.service.door()
+    }
+}
+
+/// What the settings mean to the core.
+pub(crate) fn core_config(config: &Config) -> CoreConfig {
+    CoreConfig {
+        scheduler: SchedulerConfig {
+            policy: config.policy,
+            token_budget: config.token_budget,
+            chunk_schedule: config.chunk_schedule,
+        },
+        order: config.order,
+        max_wait: config.target_time_to_first_token,
+        max_waiting_requests: config.max_waiting_requests,
+        stream_buffer: config.stream_buffer,
     }
 }
 

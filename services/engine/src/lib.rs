@@ -20,9 +20,10 @@ mod policy_name;
 mod request;
 pub mod runner;
 pub mod sampler;
-mod scheduler;
+pub mod scheduler;
 mod scorer;
 mod service;
+pub mod simulation;
 
 pub use chunk_schedule::ChunkSchedule;
 pub use config::Config;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use fused_settings::Flags;
 
+use crate::bench::Bench;
+
 /// Serves a language model whose vocabulary was adapted to one domain.
 #[derive(Parser, Debug)]
 #[command(name = "fused", version, about, propagate_version = true)]
@@ -31,8 +33,8 @@ pub(crate) enum Command {
     Adapt(Adapt),
     /// Measure models on held-out text: bits per byte, tokens per byte
     Eval(Eval),
-    /// Measure a server: tokens per second, time to first token
-    Bench(Bench),
+    /// Measure a server: tokens per second, time to first token; or simulate one
+    Bench(Box<Bench>),
     /// Ask a service whether it is ready; exits with 0 if it is
     Probe(Probe),
 }
@@ -266,25 +268,6 @@ pub(crate) enum Documents {
     Apart,
     /// One stream, in which a document stands behind the ones before it
     Joined,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Bench {
-    /// Server to measure [default: one in this process, with the demo model]
-    #[arg(long, value_name = "URL")]
-    pub(crate) url: Option<String>,
-    /// API key to send
-    #[arg(long, value_name = "KEY", env = "FUSED_BENCH_API_KEY", hide_env_values = true)]
-    pub(crate) api_key: Option<String>,
-    /// Requests at once in the concurrent part
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
-    pub(crate) concurrency: usize,
-    /// Output tokens a request
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
-    pub(crate) max_tokens: usize,
-    /// Repetitions of each part; the median is printed
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
-    pub(crate) runs: usize,
 }
 
 #[derive(Args, Debug)]

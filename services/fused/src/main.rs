@@ -9,11 +9,13 @@ mod eval;
 mod http_server;
 mod interrupt;
 mod model;
+mod page;
 mod probe;
 mod process;
 mod reference_files;
 mod roles;
 mod vocab;
+mod whole_files;
 
 use std::process::ExitCode;
 
@@ -23,7 +25,8 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let is_tool = matches!(cli.command, Command::Vocab(_) | Command::Adapt(_) | Command::Eval(_));
+    let is_tool =
+        matches!(cli.command, Command::Vocab(_) | Command::Adapt(_) | Command::Eval(_) | Command::Bench(_));
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -115,6 +115,17 @@ impl Door {
         self.tell(Command::Prompt { request, chunk }).await
     }
 
+    /// Hands on a part of a request's prompt, for those who step the core themselves and cannot wait for it.
+    ///
+    /// # Errors
+    /// The core has ended, or has not taken what it has been told before.
+    pub(crate) fn try_prompt(&self, request: u64, chunk: ValidPromptChunk) -> Result<()> {
+        self.commands.try_send(Command::Prompt { request, chunk }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => queue_full(),
+            mpsc::error::TrySendError::Closed(_) => engine_ended(),
+        })
+    }
+
     /// Ends a request. `None` if it is neither waiting nor running.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ use sequence::{End, Request};
 
 pub(crate) use door::{Admitted, Door, Load, engine_ended};
 pub(crate) use stream::{Event, EventReceiver, Finish, FinishReason, PromptLogprobs};
-pub(crate) use thread::{CoreConfig, Failure, start};
+pub(crate) use thread::{CoreConfig, Failure, assemble, start};
 
 /// Commands taken between two steps; the rest waits for the next.
 const MAX_COMMANDS_PER_STEP: usize = 1024;
@@ -40,10 +40,10 @@ const MAX_COMMANDS_PER_STEP: usize = 1024;
 struct NotAnswered;
 
 /// Reads the time. Tests have their own.
-type Clock = Box<dyn Fn() -> Instant + Send>;
+pub(crate) type Clock = Box<dyn Fn() -> Instant + Send>;
 
 /// Everything that runs on the core's thread.
-struct EngineCore<R: Runner> {
+pub(crate) struct EngineCore<R: Runner> {
     runner: R,
     kv: KvCache<R::Memory>,
     scheduler: Scheduler,
@@ -63,7 +63,7 @@ struct EngineCore<R: Runner> {
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
+pub(crate) enum Progress {
     /// Some sequences ran.
     Ran,
     /// Nothing can run before a command comes, or this much time has passed.
@@ -72,7 +72,7 @@ enum Progress {
 
 impl<R: Runner> EngineCore<R> {
     /// One step of all sequences.
-    fn step(&mut self) -> Result<Progress, RunnerError> {
+    pub(crate) fn step(&mut self) -> Result<Progress, RunnerError> {
         let started = (self.clock)();
         self.take_commands();
         self.end_lost_requests(started);

@@ -68,7 +68,7 @@ pub(crate) fn start<R: Runner>(
 }
 
 /// The core and the way to it, not running as yet.
-pub(super) fn assemble<R: Runner>(
+pub(crate) fn assemble<R: Runner>(
     config: CoreConfig,
     runner: R,
     kv: KvCache<R::Memory>,

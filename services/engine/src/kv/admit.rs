@@ -10,9 +10,6 @@ use super::prefix::BLOCK_TOKENS;
 use super::slot::{SlotId, State};
 use super::{Error, KvCache, KvCopy};
 
-/// Pages in common from which on they are shared; fewer are copied. Sharing takes two driver calls an extent, and a slot of
-/// which nothing is mapped as yet; a copy of a few pages takes microseconds, and goes into a parked slot.
-pub(super) const MIN_SHARED_PAGES: usize = 8;
 /// A sequence that asks for a slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
@@ -66,11 +63,12 @@ impl<M: VirtualMemory> KvCache<M> {
         if let Some(coming) = found.coming {
             return Admission::Coming(coming);
         }
+        let num_pages = self.pages_for(candidate.num_reserved.max(candidate.tokens.len()));
         let all_is_there = found.num_valid > 0 && found.num_valid + BLOCK_TOKENS > candidate.tokens.len();
         if candidate.is_arriving && all_is_there {
             return Admission::AllIsThere;
         }
-        if self.is_better_shared_later(found) {
+        if self.is_better_shared_later(found, num_pages) {
             return Admission::NotNow;
         }
         let admitted = match self.try_admit(candidate, found, num_spare_pages) {
@@ -131,8 +129,7 @@ impl<M: VirtualMemory> KvCache<M> {
             (found.slot, found.num_valid * self.layout.token_bytes())
         } else {
             let shared_bytes = self.end_bytes(found.slot, num_shared);
-            let is_worth_it = shared_bytes >= MIN_SHARED_PAGES * self.memory.page_bytes();
-            let num_shared = if is_worth_it { num_shared } else { 0 };
+            let num_shared = if self.is_worth_sharing(shared_bytes, num_pages) { num_shared } else { 0 };
             let Some(idx) = self.choose(found, num_shared, num_pages) else { return Ok(None) };
             self.share_beginning(found, idx, num_shared)?;
             (idx, self.end_bytes(found.slot, num_shared))

@@ -6,8 +6,11 @@ use super::KvCache;
 use super::find::Found;
 use super::slot::State;
 
-/// Slots looked at for the one that fits best, in each direction.
-const MAX_LOOKED_AT: usize = 16;
+/// Slots looked at for the one that fits best: so many that some extent of one of them ends where the sequence does.
+const MAX_LOOKED_AT: usize = 256;
+/// A slot is sought that has room for so many times the tokens by which sequences typically grow. What is too much is not
+/// lost: whoever needs it takes it.
+const EXPECTED_GROWTH: f64 = 2.5;
 
 impl<M: VirtualMemory> KvCache<M> {
     /// The slot that a sequence of `num_pages` gets, which need not have its beginning.
@@ -22,19 +25,19 @@ impl<M: VirtualMemory> KvCache<M> {
             // A slot for shared pages must have none of its own.
             return empty.or_else(|| self.parked.oldest_first().find(is_free));
         }
-        let expected = num_pages + self.pages_for((1.5 * self.typical_growth) as usize);
+        let expected = num_pages + self.pages_for((EXPECTED_GROWTH * self.typical_growth) as usize);
         let keeps_others = self.index.is_some() && self.extents.num_free() >= expected;
         // With memory to spare nothing is taken from those who may come back.
         if keeps_others && empty.is_some() {
             return empty;
         }
-        let middle_age = self.parked.middle_age();
+        let settled = self.parked.settled();
         let is_old = |idx: &usize| match self.slots[*idx].state {
-            State::Parked { since } => since <= middle_age || self.slots[*idx].content.num_valid == 0,
+            State::Parked { since } => since <= settled || self.slots[*idx].content.num_valid == 0,
             State::Live { .. } => false,
         };
-        let large = self.parked.at_least(num_pages).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
-        let small = self.parked.below(num_pages).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
+        let large = self.parked.at_least(expected).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
+        let small = self.parked.below(expected).filter(is_free).filter(is_old).take(MAX_LOOKED_AT);
         let best = large.chain(small).min_by_key(|idx| self.misfit(*idx, num_pages, expected));
         best.or(empty).or_else(|| self.parked.oldest_first().find(is_free))
     }

@@ -50,9 +50,9 @@ impl Parked {
         self.by_pages.range(..(num_pages, 0)).rev().map(|(_, slot)| *slot)
     }
 
-    /// Slots with pages that have been out of use no shorter than this belong to the older half of that time.
-    pub(super) fn middle_age(&self) -> u64 {
+    /// All but the tenth of the slots with pages that was of use last were so no later than this.
+    pub(super) fn settled(&self) -> u64 {
         let (first, last) = (self.by_age.first(), self.by_age.last());
-        first.zip(last).map_or(0, |((oldest, _), (youngest, _))| oldest + (youngest - oldest) / 2)
+        first.zip(last).map_or(0, |((oldest, _), (youngest, _))| youngest - (youngest - oldest) / 10)
     }
 }

@@ -29,7 +29,7 @@ use crate::{ChunkSchedule, PolicyName};
 use plan::Plan;
 use policy::{Admits, Prefills, StepKind};
 use progress::{Progress, Running, WaitsFor};
-pub(crate) use step::{Known, Scheduled, SequenceId, Step};
+pub use step::{Known, Scheduled, SequenceId, Step};
 use waiting::Waiting;
 
 /// How often a sequence gives way to an older one; the next time it is admitted with all the memory it may need. Before its
@@ -38,18 +38,19 @@ const MAX_PREEMPTIONS: u32 = 4;
 
 /// How steps are made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SchedulerConfig {
-    pub(crate) policy: PolicyName,
+pub struct SchedulerConfig {
+    /// Which kinds of steps there are.
+    pub policy: PolicyName,
     /// The most tokens of one step; at least the number of running sequences, so that no decode is ever left out and a
     /// prefill always gets some.
-    pub(crate) token_budget: usize,
+    pub token_budget: usize,
     /// Chunks that become smaller as a prompt goes on; none: all that the budget leaves.
-    pub(crate) chunk_schedule: Option<ChunkSchedule>,
+    pub chunk_schedule: Option<ChunkSchedule>,
 }
 
 /// Waiting and running sequences, both in order. A sequence is in one of them.
 #[derive(Debug)]
-pub(crate) struct Scheduler {
+pub struct Scheduler {
     config: SchedulerConfig,
     waiting: Waiting,
     running: BTreeMap<SequenceId, Running>,
@@ -59,17 +60,19 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(crate) fn new(config: SchedulerConfig) -> Self {
+    /// Nobody waits and nobody runs.
+    #[must_use]
+    pub fn new(config: SchedulerConfig) -> Self {
         Self { config, waiting: Waiting::default(), running: BTreeMap::new(), blocked: None }
     }
 
     /// Puts a sequence without tokens into the queue.
-    pub(crate) fn add(&mut self, id: SequenceId) {
+    pub fn add(&mut self, id: SequenceId) {
         self.waiting.insert(id, Progress::default());
     }
 
     /// More tokens of a sequence are known: a chunk of its prompt, or one that was drawn.
-    pub(crate) fn extend(&mut self, id: SequenceId, num_tokens: usize) {
+    pub fn extend(&mut self, id: SequenceId, num_tokens: usize) {
         self.update(id, |progress| {
             progress.num_tokens += num_tokens;
             if progress.waits_for == WaitsFor::More && num_tokens > 0 {
@@ -80,7 +83,7 @@ impl Scheduler {
 
     /// The prompt of a sequence has arrived whole. `max_tokens`: of prompt and output; `num_cached`: those that need not be
     /// computed, as far as is known now.
-    pub(crate) fn complete_prompt(&mut self, id: SequenceId, max_tokens: usize, num_cached: usize) {
+    pub fn complete_prompt(&mut self, id: SequenceId, max_tokens: usize, num_cached: usize) {
         self.update(id, |progress| {
             progress.max_tokens = Some(max_tokens);
             progress.num_cached = num_cached;
@@ -88,7 +91,7 @@ impl Scheduler {
     }
 
     /// Forgets a sequence and gives its slot back. Returns the bytes that it needed, `None` if it is unknown.
-    pub(crate) fn remove<M: VirtualMemory>(&mut self, id: SequenceId, kv: &mut KvCache<M>) -> Option<usize> {
+    pub fn remove<M: VirtualMemory>(&mut self, id: SequenceId, kv: &mut KvCache<M>) -> Option<usize> {
         if let Some(running) = self.running.remove(&id) {
             return Some(kv.release(running.slot));
         }
@@ -96,7 +99,7 @@ impl Scheduler {
     }
 
     /// Decides the next step and maps the memory for it. `known` says what the tokens of a sequence are.
-    pub(crate) fn schedule<'a, M: VirtualMemory>(
+    pub fn schedule<'a, M: VirtualMemory>(
         &mut self,
         kv: &mut KvCache<M>,
         known: impl Fn(SequenceId) -> Option<Known<'a>>,
@@ -114,7 +117,7 @@ impl Scheduler {
     }
 
     /// Records that a step has run.
-    pub(crate) fn commit(&mut self, step: &Step) {
+    pub fn commit(&mut self, step: &Step) {
         for scheduled in &step.scheduled {
             if let Some(running) = self.running.get_mut(&scheduled.id) {
                 running.num_computed += scheduled.num_tokens;
@@ -123,29 +126,29 @@ impl Scheduler {
     }
 
     /// Sequences that have a slot.
-    pub(crate) fn num_running(&self) -> usize {
+    pub fn num_running(&self) -> usize {
         self.running.len()
     }
 
     /// Sequences that have none.
-    pub(crate) fn num_waiting(&self) -> usize {
+    pub fn num_waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Tokens ready and to be computed, apart from the one that every decode is about to compute.
-    pub(crate) fn num_tokens_to_prefill(&self) -> usize {
+    pub fn num_tokens_to_prefill(&self) -> usize {
         let prefills = self.running.values().filter(|running| !running.is_decode());
         self.waiting.num_uncached_tokens() + prefills.map(Running::num_uncomputed).sum::<usize>()
     }
 
     /// Of those, the ones of one sequence.
-    pub(crate) fn num_tokens_to_prefill_of(&self, id: SequenceId) -> usize {
+    pub fn num_tokens_to_prefill_of(&self, id: SequenceId) -> usize {
         let running = self.running.get(&id).filter(|running| !running.is_decode());
         running.map_or_else(|| self.waiting.num_uncached_tokens_of(id), Running::num_uncomputed)
     }
 
     /// No sequence in two queues, no slot twice, no token miscounted; for debug builds.
-    pub(crate) fn is_consistent(&self) -> bool {
+    pub fn is_consistent(&self) -> bool {
         let mut slots: Vec<_> = self.running.values().map(|running| running.slot).collect();
         slots.sort_unstable();
         slots.dedup();

@@ -5,7 +5,6 @@ use super::*;
 use crate::kv::{self, KvLayout, KvSize};
 
 mod lives;
-mod speed;
 
 const MAX_MODEL_LEN: usize = 40;
 

@@ -1,96 +1,68 @@
-//! `fused bench`: measures a server over HTTP as its clients see it, and prints the figures.
+//! `fused bench`: what a server does, what the engine would do on a device that is not here, and how much of either can
+//! be asked.
+//!
+//! Alone it prints a few figures of a server (`figures`). `simulate` runs a workload on the engine's core above a cost
+//! model, `replay` the same workload against a server, `capacity` searches the highest rate that meets bounds on either.
+//! A `workload` becomes a `run`, a run a `summary`, a summary a `report`.
+//!
+//! It is the counterpart of sarathi-lean's benchmark runner and capacity search. Where its knobs
+//! (`benchmark/config/default.yml`, `--name_with_underscores`) went:
+//!
+//! | there | here |
+//! |---|---|
+//! | `request_generator.provider` synthetic, trace | `--trace` or not |
+//! | `…length_provider` trace, zipf, uniform, fixed | `--lengths` |
+//! | `…interval_provider` poisson, gamma, static, trace | `--arrivals` |
+//! | `…num_requests`, `seed` | `--num-requests`, `--seed` |
+//! | `poisson…qps`, `gamma…qps`, `gamma…cv` | `--rate`, `--cv`; gaps are not cut at 3/qps, which raised the rate |
+//! | `fixed…prefill_tokens`, `decode_tokens` | `--prompt-tokens`, `--output-tokens` |
+//! | `uniform…`, `zipf…min_tokens`, `max_tokens` | `--min-tokens`, `--max-tokens` |
+//! | `uniform…`, `zipf…prefill_to_decode_ratio` | `--prompt-to-output` |
+//! | `zipf…theta`, `scramble` | `--zipf-theta`, `--zipf-scramble` |
+//! | `trace…trace_file` | `--trace` |
+//! | `trace…start_time`, `end_time`, `date` | `--from`, `--until`, in seconds from the first request |
+//! | `trace…prefill_scale_factor`, `decode_scale_factor` | `--prompt-scale`, `--output-scale` |
+//! | `trace…time_scale_factor` | `--time-scale` |
+//! | `trace…max_tokens` | `--max-tokens-per-request` |
+//! | `replica_scheduler.provider` | `--policy`, several side by side |
+//! | `replica_scheduler.max_batch_size` | `--max-num-sequences` |
+//! | `sarathi…enable_dynamic_chunking_schedule`, `high_chunk_size` | `--chunk-size-high` |
+//! | `sarathi…low_chunk_size` | `--chunk-size-low` |
+//! | `sarathi…chunk_schedule_max_tokens`, `…stages` | `--chunk-schedule-max-tokens`, `…-stages` |
+//! | `sarathi…`, `simple_chunking…chunk_size`, `vllm…max_tokens_in_batch` | `--token-budget` |
+//! | `model.max_model_len`, `model.block_size` | `--max-model-len`, `--page-bytes` |
+//! | `gpu_memory_utilization` | `--kv-cache-bytes` |
+//! | `model.name`, `cluster` hardware | `--machine` |
+//! | capacity search: `scheduling_delay_slo_…`, `tbt_slo_…` | `--slo`, also on TTFT, TPOT and whole requests |
+//! | capacity search: `start_qps`, `max_iterations` | `--start-rate`, `--max-rate`, `--precision` |
+//! | `output_dir`, `write_metrics`, `write_json_trace`, `keep_individual_batch_metrics` | `--json`, `--html` |
+//!
+//! Left out: `num_replicas` and pipeline parallelism (one engine is one replica here), `time_limit` (a workload ends),
+//! `attention_backend` and `load_format` (no kernel runs), `write_chrome_trace` and the metrics of single operations
+//! (profilers show those on the device itself), `wandb_…` (JSON goes anywhere).
 
+mod arguments;
+mod capacity;
 mod client;
+mod engine;
+mod figures;
+mod machine;
+mod replay;
 mod report;
+mod run;
+mod simulate;
+mod slo;
+mod summary;
+mod workload;
 
-use std::time::Duration;
-
-use anyhow::Context;
-use futures_util::future::try_join_all;
-
-use crate::cli::Bench;
-use crate::{process, roles};
-use client::{Client, Generation};
-use report::{median, print_report};
-
-/// Requests before the first measurement: connections, caches and slots are warm afterwards.
-const NUM_WARM_UP: usize = 3;
-/// The prompt of the time-to-first-token part.
-const PROMPT_TOKENS: usize = 100;
-/// How often time to first token is measured.
-const NUM_FIRST_TOKENS: usize = 50;
-
-/// What was measured.
-pub(crate) struct Figures {
-    /// Output tokens a second of one request alone, over the whole request.
-    pub(crate) single_tokens_per_s: f64,
-    /// Between its tokens.
-    pub(crate) single_inter_token: Duration,
-    /// Output tokens a second of all concurrent requests together.
-    pub(crate) concurrent_tokens_per_s: f64,
-    /// Client's view of the time to first token of an idle server.
-    pub(crate) time_to_first_token: Duration,
-    /// The engine's own part of it, from its metrics; none where they are not served.
-    pub(crate) engine_time_to_first_token: Option<Duration>,
-}
+pub(crate) use arguments::Bench;
+use arguments::BenchCommand;
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let url = match &bench.url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => roles::serve_for_bench().await?,
-        };
-        let client = Client::connect(url, bench.api_key.clone()).await?;
-        let figures = measure(&client, bench).await?;
-        process::print(&print_report(&client, bench, &figures))
-    })
-}
-
-async fn measure(client: &Client, bench: &Bench) -> anyhow::Result<Figures> {
-    let prompt = client.prompt(PROMPT_TOKENS).await?;
-    for _ in 0..NUM_WARM_UP {
-        client.generate(&prompt, bench.max_tokens).await?;
+    match &bench.command {
+        None => figures::run(&bench.figures),
+        Some(BenchCommand::Simulate(arguments)) => simulate::run(arguments),
+        Some(BenchCommand::Capacity(arguments)) => capacity::run(arguments),
+        Some(BenchCommand::Replay(arguments)) => replay::run(arguments),
     }
-
-    let mut single = Vec::new();
-    let mut inter_token = Vec::new();
-    for _ in 0..bench.runs {
-        let generation = client.generate(&prompt[..8.min(prompt.len())], bench.max_tokens).await?;
-        single.push(generation.tokens_per_s());
-        inter_token.push(generation.inter_token().as_secs_f64());
-    }
-
-    let mut concurrent = Vec::new();
-    for _ in 0..bench.runs {
-        let started = std::time::Instant::now();
-        let requests = (0..bench.concurrency).map(|idx| {
-            // Different prompts, so that nothing is the same work twice.
-            let prompt = &prompt[idx % prompt.len().saturating_sub(8).max(1)..];
-            client.generate(&prompt[..8.min(prompt.len())], bench.max_tokens)
-        });
-        let generations: Vec<Generation> = try_join_all(requests).await?;
-        let num_tokens: usize = generations.iter().map(|generation| generation.num_tokens).sum();
-        concurrent.push(num_tokens as f64 / started.elapsed().as_secs_f64());
-    }
-
-    let before = client.engine_first_tokens().await;
-    let mut first = Vec::new();
-    for _ in 0..NUM_FIRST_TOKENS {
-        first.push(client.generate(&prompt, 1).await?.time_to_first_token.as_secs_f64());
-    }
-    let engine = match (before, client.engine_first_tokens().await) {
-        (Some(before), Some(after)) if after.count > before.count => {
-            let mean_s = (after.sum_s - before.sum_s) / (after.count - before.count);
-            Some(Duration::try_from_secs_f64(mean_s).context("the engine's metrics run backwards")?)
-        }
-        _ => None,
-    };
-    Ok(Figures {
-        single_tokens_per_s: median(&mut single),
-        single_inter_token: Duration::from_secs_f64(median(&mut inter_token)),
-        concurrent_tokens_per_s: median(&mut concurrent),
-        time_to_first_token: Duration::from_secs_f64(median(&mut first)),
-        engine_time_to_first_token: engine,
-    })
 }

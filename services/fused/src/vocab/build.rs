@@ -130,6 +130,6 @@ fn keep(arguments: &[String]) -> anyhow::Result<Vec<String>> {
 fn scratch(out: &Path) -> PathBuf {
     match std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()) {
         Some(folder) => folder.into(),
-        None => super::output::folder(out).to_owned(),
+        None => crate::whole_files::folder(out).to_owned(),
     }
 }

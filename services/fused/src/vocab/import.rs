@@ -4,9 +4,9 @@ use anyhow::Context;
 use fused_checkpoint::Wanted;
 use fused_vocabulary::import::{Imported, TokenizerSource, import};
 
-use super::whole_files::{self, WholeFile};
 use crate::cli::VocabImport;
 use crate::reference_files::ReferenceFiles;
+use crate::whole_files::{self, WholeFile};
 use crate::{model, process};
 
 pub(crate) fn run(command: &VocabImport) -> anyhow::Result<()> {

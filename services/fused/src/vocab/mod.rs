@@ -8,7 +8,6 @@ mod output;
 mod progress;
 mod report;
 mod token_table;
-mod whole_files;
 
 use anyhow::Context;
 

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use tempfile::NamedTempFile;
 
 use crate::interrupt::Interrupt;
+use crate::whole_files::folder;
 
 /// A file that a tool writes: beside its place under another name, and renamed once it is whole, so that nobody ever
 /// reads half of it. Dropped unfinished, nothing is left of it.
@@ -55,9 +56,4 @@ impl Write for Output<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
-}
-
-/// The folder of a file.
-pub(super) fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

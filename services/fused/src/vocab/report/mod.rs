@@ -1,9 +1,7 @@
 //! `fused vocab report`: one self-contained HTML page about what a patch vocabulary does to a held-out text. The figures
 //! come from `fused_vocabulary::report`; here they become a page.
 
-mod figures;
 mod page;
-mod plot;
 mod visible;
 
 use std::path::{Path, PathBuf};
@@ -13,11 +11,11 @@ use fused_checkpoint::{ModelFiles, Wanted};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::report::{Comparison, Report};
 
-use super::whole_files::{self, WholeFile};
 use crate::cli::VocabReport;
 use crate::corpus::Corpus;
+use crate::page::figures::{change, number};
+use crate::whole_files::{self, WholeFile};
 use crate::{model, process};
-use figures::{change, number};
 use page::Page;
 
 pub(crate) fn run(command: &VocabReport) -> anyhow::Result<()> {

@@ -2,14 +2,14 @@
 //! template escapes everything but the plots, which hold no such text.
 
 use fused_vocabulary::report::{Example, NTokenFigures, Report};
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, Value, context};
+use minijinja::{Value, context};
 use serde::Serialize;
 
-use super::figures::{change, number, percent, short, signed};
-use super::plot::{self, Axis, Column, Mark};
 use super::visible::{self, Layout};
+use crate::page::figures::{change, number, percent, short, signed};
+use crate::page::plot::{self, Axis, Column, Mark};
+use crate::page::{self, safe};
 
 const TEMPLATE: &str = include_str!("report.html");
 /// Rows of the tables of n-tokens and of removed tokens.
@@ -38,11 +38,7 @@ pub(super) struct Page<'a> {
 
 impl Page<'_> {
     pub(super) fn to_html(&self) -> Result<String, minijinja::Error> {
-        let mut environment = Environment::new();
-        environment.set_auto_escape_callback(|_| AutoEscape::Html);
-        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.add_filter("number", number);
-        environment.add_filter("percent", percent);
+        let mut environment = page::environment()?;
         environment.add_filter("whole_percent", whole_percent);
         environment.add_filter("change", change);
         environment.add_filter("two_decimals", |value: f64| signed(value, 2));
@@ -252,10 +248,6 @@ fn whole_percent(share: f64) -> String {
 
 fn from(figures: impl Serialize) -> Value {
     Value::from(Serde(figures))
-}
-
-fn safe(markup: String) -> Value {
-    Value::from_safe_string(markup)
 }
 
 #[cfg(test)]

@@ -15,31 +15,31 @@ const BOTTOM: f64 = 276.0;
 const NUM_Y_TICKS: usize = 5;
 
 /// An axis: what it shows, from where to where, and how its numbers are written.
-pub(super) struct Axis<'a> {
-    pub(super) title: &'a str,
-    pub(super) range: (f64, f64),
+pub(crate) struct Axis<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) range: (f64, f64),
     /// About so many numbers are written.
-    pub(super) num_ticks: usize,
-    pub(super) format: fn(f64) -> String,
+    pub(crate) num_ticks: usize,
+    pub(crate) format: fn(f64) -> String,
 }
 
 /// A bar over a part of the x axis.
-pub(super) struct Column {
-    pub(super) from: f64,
-    pub(super) to: f64,
-    pub(super) value: f64,
+pub(crate) struct Column {
+    pub(crate) from: f64,
+    pub(crate) to: f64,
+    pub(crate) value: f64,
     /// Shown where the pointer rests.
-    pub(super) hint: String,
+    pub(crate) hint: String,
 }
 
 /// A value on the x axis that is pointed out.
-pub(super) struct Mark {
-    pub(super) at: f64,
-    pub(super) label: String,
+pub(crate) struct Mark {
+    pub(crate) at: f64,
+    pub(crate) label: String,
 }
 
 /// Bars, over an optional band of the x axis, under an optional mark. `label` says the whole to those who cannot see it.
-pub(super) fn columns(
+pub(crate) fn columns(
     label: &str,
     x: &Axis<'_>,
     y_title: &str,
@@ -91,7 +91,7 @@ pub(super) fn columns(
 }
 
 /// A line from the first point to the last, with dots on it that have hints.
-pub(super) fn line(
+pub(crate) fn line(
     label: &str,
     x: &Axis<'_>,
     y: &Axis<'_>,
@@ -117,6 +117,32 @@ pub(super) fn line(
             frame.x(*x),
             frame.y(*y),
             escape(hint)
+        ));
+    }
+    svg.close()
+}
+
+/// A named line among others.
+pub(crate) struct Series<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// One line a series, told apart by the style sheet's classes `series-0` and so on. The page says which is which: text
+/// beside the plot has more room on a narrow screen.
+pub(crate) fn lines(label: &str, x: &Axis<'_>, y: &Axis<'_>, series: &[Series<'_>]) -> String {
+    let frame = Frame { x, y };
+    let mut svg = Svg::open(label);
+    svg.axes(&frame);
+    for (idx, series) in series.iter().enumerate() {
+        let mut path = String::new();
+        for (x, y) in &series.points {
+            let command = if path.is_empty() { 'M' } else { 'L' };
+            let _ = write!(path, "{command}{:.1} {:.1}", frame.x(*x), frame.y(*y));
+        }
+        svg.push(format_args!(
+            r#"<path class="line series-{idx}" d="{path}"><title>{}</title></path>"#,
+            escape(series.name)
         ));
     }
     svg.close()
@@ -263,5 +289,21 @@ mod tests {
         let axis = Axis { title: "", range: (0.0, 0.0), num_ticks: 5, format: f64_text };
         assert!(!columns("", &axis, "", &[], None).contains("NaN"));
         assert!(!line("", &axis, &axis, &[], &[]).contains("NaN"));
+        let none = Series { name: "", points: Vec::new() };
+        assert!(!lines("", &axis, &axis, &[none]).contains("NaN"));
+    }
+
+    #[test]
+    fn lines_have_their_names() {
+        let axis = Axis { title: "", range: (0.0, 1.0), num_ticks: 5, format: f64_text };
+        let points = vec![(0.0, 0.0), (1.0, 1.0)];
+        let svg = lines(
+            "",
+            &axis,
+            &axis,
+            &[Series { name: "a & b", points: points.clone() }, Series { name: "c", points }],
+        );
+        assert!(svg.contains(r#"<path class="line series-0" d="M78.0 276.0L624.0 40.0">"#), "{svg}");
+        assert!(svg.contains("<title>a &amp; b</title>") && svg.contains("series-1"));
     }
 }

@@ -1,17 +1,16 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{Client, Figures, NUM_FIRST_TOKENS, PROMPT_TOKENS};
-use crate::cli::Bench;
+use super::{Arguments, Client, Figures, NUM_FIRST_TOKENS, PROMPT_TOKENS};
 
 /// The middle value; 0 of none.
-pub(crate) fn median(values: &mut [f64]) -> f64 {
+pub(super) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// The figures as a table.
-pub(crate) fn print_report(client: &Client, bench: &Bench, figures: &Figures) -> String {
+pub(super) fn print_table(client: &Client, arguments: &Arguments, figures: &Figures) -> String {
     let mut table = String::new();
     let mut row = |name: &str, value: String| {
         // Writing to a string does not fail.
@@ -20,16 +19,16 @@ pub(crate) fn print_report(client: &Client, bench: &Bench, figures: &Figures) ->
     row("model", client.model.clone());
     row("cores", std::thread::available_parallelism().map_or_else(|_| "?".to_owned(), |n| n.to_string()));
     row(
-        &format!("1 request, {} tokens: output tokens/s", bench.max_tokens),
+        &format!("1 request, {} tokens: output tokens/s", arguments.max_tokens),
         format!("{:.0}", figures.single_tokens_per_s),
     );
     row("1 request: inter-token latency", milliseconds(figures.single_inter_token));
     row(
-        &format!("{} requests at once: output tokens/s in total", bench.concurrency),
+        &format!("{} requests at once: output tokens/s in total", arguments.concurrency),
         format!("{:.0}", figures.concurrent_tokens_per_s),
     );
     row(
-        &format!("{} requests at once / 1 request", bench.concurrency),
+        &format!("{} requests at once / 1 request", arguments.concurrency),
         format!("{:.2}", figures.concurrent_tokens_per_s / figures.single_tokens_per_s),
     );
     row(

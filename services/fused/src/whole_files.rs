@@ -7,21 +7,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use tempfile::NamedTempFile;
 
-use super::output::folder;
-
-pub(super) struct WholeFile<'a> {
+pub(crate) struct WholeFile<'a> {
     path: &'a Path,
     content: Vec<u8>,
 }
 
 impl<'a> WholeFile<'a> {
-    pub(super) fn new(path: &'a Path, content: Vec<u8>) -> Self {
+    pub(crate) fn new(path: &'a Path, content: Vec<u8>) -> Self {
         Self { path, content }
     }
 }
 
 /// Refuses outputs that would replace an input, each other, or something that is no plain file, before any work is done.
-pub(super) fn check(
+pub(crate) fn check(
     outputs: &[Option<&PathBuf>],
     inputs: impl Iterator<Item = PathBuf>,
 ) -> anyhow::Result<()> {
@@ -42,7 +40,7 @@ pub(super) fn check(
 }
 
 /// Writes all of them beside their places, then renames: nobody ever reads half a file, and a full disk leaves none.
-pub(super) fn write(outputs: &[WholeFile<'_>]) -> anyhow::Result<()> {
+pub(crate) fn write(outputs: &[WholeFile<'_>]) -> anyhow::Result<()> {
     let mut written = Vec::with_capacity(outputs.len());
     for output in outputs {
         let name = || format!("cannot write {}", output.path.display());
@@ -60,4 +58,9 @@ fn write_beside(output: &WholeFile<'_>) -> anyhow::Result<NamedTempFile> {
     file.write_all(&output.content)?;
     file.as_file().sync_all()?;
     Ok(file)
+}
+
+/// The folder of a file.
+pub(crate) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -5,7 +5,7 @@ const NARROW_SPACE: char = '\u{202F}';
 const MINUS: char = '\u{2212}';
 
 /// `1234567` as `1,234,567`.
-pub(super) fn number(number: u64) -> String {
+pub(crate) fn number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (idx, digit) in digits.chars().enumerate() {
@@ -18,20 +18,20 @@ pub(super) fn number(number: u64) -> String {
 }
 
 /// `0.3724` as `37.2 %`.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     // What rounds to nothing has no sign.
     let tenths = (share * 1000.0).round() + 0.0;
     format!("{}{NARROW_SPACE}%", signed(tenths / 10.0, 1))
 }
 
 /// `37.2 % fewer`, `1.0 % more`.
-pub(super) fn change(saved_share: f64) -> String {
+pub(crate) fn change(saved_share: f64) -> String {
     let word = if saved_share < 0.0 { "more" } else { "fewer" };
     format!("{} {word}", percent(saved_share.abs()))
 }
 
 /// `125000` as `125 k`: for axes, where there is little room.
-pub(super) fn short(number: f64) -> String {
+pub(crate) fn short(number: f64) -> String {
     let (value, unit) = match number.abs() {
         size if size >= 1e9 => (number / 1e9, "G"),
         size if size >= 1e6 => (number / 1e6, "M"),
@@ -43,7 +43,7 @@ pub(super) fn short(number: f64) -> String {
 }
 
 /// With a true minus sign.
-pub(super) fn signed(value: f64, decimals: usize) -> String {
+pub(crate) fn signed(value: f64, decimals: usize) -> String {
     format!("{value:.decimals$}").replace('-', &MINUS.to_string())
 }
 
