@@ -9,24 +9,27 @@ const MEMORY_TOKENS: f64 = 16_384.0;
 /// tokens, because small ones say nothing about what the machine can do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PrefillRate {
-    tokens_per_s: f64,
+    weighted_tokens_per_s: f64,
+    /// Of all steps until now, at most 1.
+    weight: f64,
 }
 
 impl PrefillRate {
     /// Takes in a step that has computed some of a prompt.
     pub(super) fn note(&mut self, num_tokens: usize, took: Duration) {
         let rate = num_tokens as f64 / took.as_secs_f64().max(1e-9);
-        let weight =
-            if self.tokens_per_s == 0.0 { 1.0 } else { 1.0 - (-(num_tokens as f64) / MEMORY_TOKENS).exp() };
-        self.tokens_per_s += weight * (rate - self.tokens_per_s);
+        let weight = 1.0 - (-(num_tokens as f64) / MEMORY_TOKENS).exp();
+        self.weighted_tokens_per_s += weight * (rate - self.weighted_tokens_per_s);
+        self.weight += weight * (1.0 - self.weight);
     }
 
     /// How long so many tokens take; no time as long as nothing has been measured.
     pub(super) fn time(&self, num_tokens: usize) -> Duration {
-        if self.tokens_per_s == 0.0 {
+        if self.weight == 0.0 {
             return Duration::ZERO;
         }
-        Duration::try_from_secs_f64(num_tokens as f64 / self.tokens_per_s).unwrap_or(Duration::MAX)
+        let tokens_per_s = self.weighted_tokens_per_s / self.weight;
+        Duration::try_from_secs_f64(num_tokens as f64 / tokens_per_s).unwrap_or(Duration::MAX)
     }
 }
 
@@ -55,6 +58,13 @@ mod tests {
     fn large_steps_say_how_fast_the_machine_is() {
         let mut rate = PrefillRate::default();
         assert_eq!(rate.time(1_000_000), Duration::ZERO, "nothing is known as yet");
+        rate.note(2, Duration::from_millis(4));
+        rate.note(512, Duration::from_millis(50));
+        let time = rate.time(10_240).as_secs_f64();
+        assert!(
+            (0.99..1.1).contains(&time),
+            "the first step, a small one, counts no more than another: {time}"
+        );
         for _ in 0..100 {
             rate.note(512, Duration::from_millis(50));
             rate.note(2, Duration::from_millis(4));
