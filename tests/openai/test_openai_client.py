@@ -152,8 +152,20 @@ class Completions(Case):
         plain = self.complete().choices[0].text
         for extra in ({"cache_salt": "tenant-7"}, {"priority": -3}, {"cache_salt": "ü", "priority": 2**31 - 1}):
             self.assertEqual(self.complete(extra_body=extra).choices[0].text, plain)
-            *_, last = self.complete(extra_body=extra, stream=True, stream_options={"include_usage": True})
-            self.assertGreaterEqual(last.usage.prompt_tokens_details.cached_tokens, 0)
+
+    def test_cached_tokens(self):
+        # Another salt each time, so that nobody has been here before.
+        salt = f"{time.time_ns()}"
+        prompt = PROMPT * 4
+        for other, expected in ((salt, 0), (salt, None), (salt + "x", 0)):
+            options = {"prompt": prompt, "extra_body": {"cache_salt": other}}
+            usage = self.complete(**options).usage
+            if expected is None:
+                # The last token is computed, to draw the first one from.
+                expected = usage.prompt_tokens - 1
+            self.assertEqual(usage.prompt_tokens_details.cached_tokens, expected)
+        *_, last = self.complete(**options, stream=True, stream_options={"include_usage": True})
+        self.assertEqual(last.usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens - 1)
 
     def test_logprobs(self):
         choice = self.complete(logprobs=2, max_tokens=8).choices[0]

@@ -18,6 +18,12 @@ pub fn model_dir(name: &str) -> PathBuf {
     repository().join("tests/models").join(name)
 }
 
+/// A prompt in token ids of a demo model, without a pattern or an end in it; another `seed`, another prompt.
+#[must_use]
+pub fn token_ids(seed: usize, len: usize) -> Vec<usize> {
+    (0..len).map(|idx| 1 + (seed * 7919 + idx * idx * 31 + idx * 17) % 8000).collect()
+}
+
 /// A golden file of the repository.
 ///
 /// # Errors

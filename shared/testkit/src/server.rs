@@ -8,8 +8,20 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// How long a server may take to say where it listens, or to end.
+use crate::Metrics;
+
+/// How long a server may take to say where it listens, to come to rest, or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is zero where nobody is served.
+const IDLE_AT_ZERO: [&str; 6] = [
+    "fused_gateway_requests_in_flight",
+    "fused_engine_running_sequences",
+    "fused_engine_waiting_sequences",
+    "fused_engine_slots_in_use",
+    "fused_engine_kv_bytes{state=\"mapped\"}",
+    "fused_engine_kv_unused_bytes",
+];
 
 /// A running `fused` process; killed when dropped.
 #[derive(Debug)]
@@ -96,6 +108,17 @@ impl Server {
         Ok((status, answer.json().await?))
     }
 
+    /// The answer to a request for completions.
+    ///
+    /// # Errors
+    /// None came, or a refusal.
+    pub async fn complete(&self, request: &Value) -> anyhow::Result<Value> {
+        match self.post("/v1/completions", request).await? {
+            (200, answer) => Ok(answer),
+            (status, answer) => bail!("{status}: {answer}"),
+        }
+    }
+
     /// `GET`s text; the status and the body.
     ///
     /// # Errors
@@ -105,35 +128,63 @@ impl Server {
         Ok((answer.status().as_u16(), answer.text().await?))
     }
 
+    /// What the server counts, all at the same moment.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn metrics(&self) -> anyhow::Result<Metrics> {
+        Ok(Metrics::new(self.get("/metrics").await?.1))
+    }
+
     /// The sum of a metric over its labels; 0 where it was never recorded.
     ///
     /// # Errors
     /// No answer.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let (_, text) = self.get("/metrics").await?;
-        Ok(text
-            .lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
+        Ok(self.metrics().await?.get(name))
     }
 
     /// Waits until a metric has a value.
     ///
     /// # Errors
-    /// It had not within ten seconds.
+    /// It had not within a minute.
     pub async fn wait_for_metric(&self, name: &str, value: f64) -> anyhow::Result<()> {
+        self.wait_until(|metrics| (metrics.get(name) - value).abs() < f64::EPSILON)
+            .await
+            .with_context(|| format!("{name} should be {value}"))
+            .map(|_| ())
+    }
+
+    /// Waits until the metrics say so, and returns them as they then were.
+    ///
+    /// # Errors
+    /// They did not within a minute.
+    pub async fn wait_until(&self, is_so: impl Fn(&Metrics) -> bool) -> anyhow::Result<Metrics> {
         let started = Instant::now();
         loop {
-            let current = self.metric(name).await?;
-            if (current - value).abs() < f64::EPSILON {
-                return Ok(());
+            let metrics = self.metrics().await?;
+            if is_so(&metrics) {
+                return Ok(metrics);
             }
-            if started.elapsed() > Duration::from_secs(10) {
-                bail!("{name} is {current}, not {value}");
+            if started.elapsed() > PATIENCE {
+                bail!("not so within {PATIENCE:?}: {metrics}");
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Waits until nothing runs, nothing waits, and no request needs any memory.
+    ///
+    /// # Errors
+    /// Something still was there after a minute, or bytes are lost.
+    pub async fn wait_until_idle(&self) -> anyhow::Result<()> {
+        let metrics =
+            self.wait_until(|metrics| IDLE_AT_ZERO.iter().all(|name| metrics.get(name) == 0.0)).await?;
+        let bytes = |state: &str| metrics.get(&format!("fused_engine_kv_bytes{{state=\"{state}\"}}"));
+        if bytes("parked") + bytes("free") != bytes("total") {
+            bail!("KV memory is lost: {metrics}");
+        }
+        Ok(())
     }
 
     /// Sends SIGTERM.

@@ -131,6 +131,9 @@ impl<R: Runner> EngineCore<R> {
         request.extend_prompt(chunk);
         for id in request.ids() {
             self.scheduler.extend(id, chunk.tokens.len());
+            if let Some(slot) = self.scheduler.slot(id) {
+                self.kv.announce(slot, &request.prompt);
+            }
         }
         if chunk.max_tokens.is_some() {
             self.complete_prompt(number);
@@ -153,7 +156,11 @@ impl<R: Runner> EngineCore<R> {
     fn let_draw(&mut self, number: u64) {
         let Some(request) = self.requests.get(&number) else { return };
         let num_cached = self.kv.num_cached(&request.candidate());
+        let shares = self.kv.size().shares_prefixes;
         for id in request.ids_that_may_draw() {
+            // What the first of several sequences computes the others need not.
+            let all_but_last = request.prompt_len().saturating_sub(1);
+            let num_cached = if shares && id.idx > 0 { all_but_last } else { num_cached };
             self.scheduler.complete_prompt(id, request.max_len(), num_cached);
         }
     }

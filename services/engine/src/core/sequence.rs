@@ -24,7 +24,7 @@ pub(super) struct Request {
     /// Its place in the queue, until it is scheduled with its whole prompt: before that it may lose its slot to others, and
     /// the queue is what bounds those who wait.
     place: Option<OwnedSemaphorePermit>,
-    prompt: Vec<TokenId>,
+    pub(super) prompt: Vec<TokenId>,
     /// Known once the prompt is complete.
     pub(super) max_tokens: Option<usize>,
     /// Tokens that end a sequence, which may not be drawn before `min_tokens`.

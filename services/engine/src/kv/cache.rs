@@ -210,6 +210,16 @@ impl<M: VirtualMemory> KvCache<M> {
         Ok(())
     }
 
+    /// Notes what is known of a live sequence's prompt: all of it that has arrived, which begins with what was known before.
+    /// Others that need it too then wait for it.
+    pub fn announce(&mut self, slot: SlotId, prompt: &[TokenId]) {
+        if let (Some(Slot { content, state: State::Live { .. }, .. }), Some(index)) =
+            (self.slots.get_mut(slot.idx()), &mut self.index)
+        {
+            content.announce(slot.idx(), prompt, index);
+        }
+    }
+
     /// Notes that a step has computed these tokens, the next ones of the slot.
     pub fn computed(&mut self, slot: SlotId, tokens: &[TokenId]) {
         let Some(Slot { content, .. }) = self.slots.get_mut(slot.idx()) else { return };

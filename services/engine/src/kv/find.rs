@@ -24,6 +24,14 @@ pub struct Coming {
     num_tokens: usize,
 }
 
+impl Coming {
+    /// Tokens of the prompt, from the first on, that are going to be there.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+}
+
 /// What is there of a prompt.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
@@ -42,10 +50,11 @@ impl<M: VirtualMemory> KvCache<M> {
             && slot.content.num_valid < coming.num_tokens
     }
 
-    /// Tokens of a prompt that are computed already, as of now.
+    /// Tokens of a prompt that a slot has, as of now, or is about to have.
     #[must_use]
     pub fn num_cached(&self, candidate: &Candidate<'_>) -> usize {
-        self.find(candidate).num_valid
+        let found = self.find(candidate);
+        found.coming.map_or(found.num_valid, |coming| coming.num_tokens)
     }
 
     pub(super) fn find(&self, candidate: &Candidate<'_>) -> Found {
@@ -77,8 +86,18 @@ impl<M: VirtualMemory> KvCache<M> {
                 }
             }
         }
-        found.coming = found.coming.filter(|coming| coming.num_tokens >= found.num_valid + MIN_COMING_TOKENS);
+        found.coming = found.coming.filter(|coming| {
+            coming.num_tokens >= found.num_valid + MIN_COMING_TOKENS || self.saves_pages(found, *coming)
+        });
         found
+    }
+
+    /// Whether, of what is coming, so much more can be shared than of what is there that a step's wait is worth it, be it for a
+    /// few tokens: an extent is shared whole or not at all.
+    fn saves_pages(&self, found: Found, Coming { slot, num_tokens, .. }: Coming) -> bool {
+        let then = Found { slot: slot.idx(), num_valid: num_tokens, coming: None };
+        let bytes = |found: Found| self.end_bytes(found.slot, self.num_shareable(found));
+        bytes(then) >= bytes(found) + MIN_SHARED_PAGES * self.memory.page_bytes()
     }
 
     /// How many extents of the slot that has a prompt's beginning lie wholly within it.

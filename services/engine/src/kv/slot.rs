@@ -132,6 +132,12 @@ impl Content {
         if self.salt.as_deref() == salt { super::prefix::common_prefix(&self.tokens, tokens) } else { 0 }
     }
 
+    /// These are known, from the first on.
+    pub(super) fn announce(&mut self, slot: usize, tokens: &[TokenId], index: &mut PrefixIndex) {
+        self.tokens.extend_from_slice(tokens.get(self.tokens.len()..).unwrap_or(&[]));
+        self.enter(slot, index);
+    }
+
     /// These tokens, the next ones, have been computed.
     pub(super) fn compute(&mut self, slot: usize, tokens: &[TokenId], index: &mut PrefixIndex) {
         let num_known = (self.tokens.len() - self.num_valid).min(tokens.len());

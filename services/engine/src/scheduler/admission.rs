@@ -69,7 +69,11 @@ impl Scheduler {
                 }
                 passing => {
                     if let Some(Admission::Coming(coming)) = passing {
-                        self.waiting.update(id, |progress| progress.coming = Some(coming));
+                        self.waiting.update(id, |progress| {
+                            progress.coming = Some(coming);
+                            // Counted where they are computed, not once more for everybody who waits for them.
+                            progress.num_cached = coming.num_tokens();
+                        });
                     }
                     passed_over = Some(id);
                     num_passed_over += 1;

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use fused_virtual_memory::VirtualMemory;
 
-use crate::kv::KvCache;
+use crate::kv::{KvCache, SlotId};
 use crate::{ChunkSchedule, PolicyName};
 use plan::Plan;
 use policy::{Admits, Prefills, StepKind};
@@ -88,6 +88,12 @@ impl Scheduler {
             progress.max_tokens = Some(max_tokens);
             progress.num_cached = num_cached;
         });
+    }
+
+    /// Where a running sequence's keys and values are.
+    #[must_use]
+    pub fn slot(&self, id: SequenceId) -> Option<SlotId> {
+        self.running.get(&id).map(|running| running.slot)
     }
 
     /// Forgets a sequence and gives its slot back. Returns the bytes that it needed, `None` if it is unknown.

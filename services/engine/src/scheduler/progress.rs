@@ -7,7 +7,7 @@ pub(super) struct Progress {
     pub(super) num_tokens: usize,
     /// The most tokens it can come to; known, as this shows, once all of the prompt is.
     pub(super) max_tokens: Option<usize>,
-    /// Of those known, how many were computed by others when that was looked up last.
+    /// Of those known, how many others had computed, or were about to, when that was looked up last.
     pub(super) num_cached: usize,
     /// What must come of its prompt before it asks for a slot.
     pub(super) waits_for: WaitsFor,

@@ -184,6 +184,22 @@ fn a_queue_that_waits_for_its_prompts_is_passed_over_and_counted() {
 }
 
 #[test]
+fn what_another_computes_is_counted_once() {
+    let (mut scheduler, mut kv) = (sarathi(64), cache(4, 40));
+    for request in 0..3 {
+        arrive(&mut scheduler, request, MAX_MODEL_LEN);
+    }
+    assert_eq!(scheduler.num_tokens_to_prefill(), 3 * MAX_MODEL_LEN);
+    let step = scheduler.schedule(&mut kv, |_| Some(Known { tokens: &NOTHING, salt: None, reuses: true }));
+    assert_eq!(plan(&step), [(0, 0, MAX_MODEL_LEN, true)]);
+    // Of the others' tokens the last ones, to draw from.
+    assert_eq!(scheduler.num_tokens_to_prefill(), MAX_MODEL_LEN + 2);
+    let numbers = [0, 1, 2, 3].map(|request| scheduler.num_tokens_to_prefill_of(id(request)));
+    assert_eq!(numbers, [MAX_MODEL_LEN, 1, 1, 0]);
+    assert!(scheduler.is_consistent());
+}
+
+#[test]
 fn removal_gives_the_slot_back() {
     let (mut scheduler, mut kv) = (sarathi(8), cache(1, 10));
     arrive(&mut scheduler, 0, 4);

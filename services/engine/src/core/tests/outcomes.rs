@@ -381,6 +381,38 @@ fn a_full_queue_refuses_at_the_door() {
 }
 
 #[test]
+fn a_prompt_that_many_share_is_waited_for_once() {
+    let mut harness = Harness::with(64, core_config(4));
+    let prompt: Vec<_> = (0..40).collect();
+    let first = harness.send(GenerateOpening { num_sequences: Some(3), ..max_tokens("first", 2) }, &prompt);
+    harness.step();
+    assert_eq!(harness.door.load().num_tokens_to_prefill, 36 + 2);
+    let second = harness.send(max_tokens("second", 2), &prompt);
+    harness.step();
+    assert_eq!(harness.door.load().num_tokens_to_prefill, 32 + 2 + 1);
+    harness.run();
+    for mut client in [first, second] {
+        assert_eq!(client.listen().ended, Some(None));
+    }
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn who_begins_like_a_prompt_that_comes_in_chunks_waits_for_all_of_that() {
+    let mut harness = Harness::new(64);
+    let prompt: Vec<_> = (0..56).collect();
+    let (mut first, mut reader) = harness.start(max_tokens("first", 2)).unwrap();
+    harness.prompt(&first, &mut reader, &prompt[..16], false);
+    harness.step();
+    harness.prompt(&first, &mut reader, &prompt[16..], true);
+    let mut second = harness.send(max_tokens("second", 2), &[&prompt[..50], &[60, 61]].concat());
+    harness.run();
+    assert_eq!(first.listen().ended, Some(None));
+    assert!(matches!(second.listen().heard[0], Event::Prompt { num_tokens: 52, num_cached: 50, .. }));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
 fn a_failing_runner_ends_everybody_and_says_why() {
     for fault in [Fault::Error { step: 3 }, Fault::Panic { step: 3 }, Fault::Short { step: 3 }] {
         let mut harness = Harness::new(64);

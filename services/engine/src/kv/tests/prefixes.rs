@@ -185,6 +185,31 @@ fn another_salt_is_another_prompt() {
 }
 
 #[test]
+fn a_prompt_waits_for_few_tokens_where_it_can_share_many_pages_then() {
+    let mut machine = Machine::new(4, 8, 400);
+    let (first, second) = (prompt(1, 0), tokens((0..95).chain(5000..5010)));
+    let (slot, _) = machine.run(&first[..70]);
+    let cached = |machine: &Machine| {
+        let candidate =
+            Candidate { tokens: &second, is_arriving: false, salt: None, reuses: true, num_reserved: 0 };
+        machine.kv.num_cached(&candidate)
+    };
+    assert_eq!(cached(&machine), 70);
+    // The rest of the first one's prompt has arrived.
+    machine.kv.announce(slot, &first);
+    machine.kv.ensure(slot, 100).unwrap();
+    assert_eq!(cached(&machine), 95);
+    let Admission::Coming(coming) = machine.admit(&second, None) else { panic!() };
+    machine.compute(slot, 70, &first);
+    assert!(!machine.kv.is_coming(&coming));
+    let alone = machine.mapped_pages();
+    assert_eq!(machine.run(&second).1, 95);
+    // 105 tokens take 40 pages; 35 whole ones are the first one's.
+    assert_eq!(machine.mapped_pages(), alone + 5);
+    machine.assert_holds(slot, &first);
+}
+
+#[test]
 fn a_prompt_waits_for_the_sequence_that_computes_its_beginning() {
     let mut machine = Machine::new(4, 8, 400);
     let (first, second) = (prompt(1, 10), prompt(2, 10));

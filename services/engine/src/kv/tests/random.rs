@@ -32,6 +32,10 @@ enum Call {
     Release {
         nth: usize,
     },
+    /// What is known beyond what was at admission is told.
+    Announce {
+        nth: usize,
+    },
     MapAhead,
     Copy,
     /// After so many calls of the driver, some of them fail.
@@ -47,7 +51,8 @@ fn call() -> impl Strategy<Value = Call> {
         4 => admit(),
         6 => (nth.clone(), 1..60usize).prop_map(|(nth, num_tokens)| Call::Compute { nth, num_tokens }),
         4 => (nth.clone(), 1..20usize).prop_map(|(nth, num_tokens)| Call::Grow { nth, num_tokens }),
-        2 => nth.prop_map(|nth| Call::Release { nth }),
+        2 => nth.clone().prop_map(|nth| Call::Release { nth }),
+        2 => nth.prop_map(|nth| Call::Announce { nth }),
         2 => Just(Call::MapAhead),
         3 => Just(Call::Copy),
         1 => (0..12usize, 1..4usize).prop_map(|(after, num_faults)| Call::Break { after, num_faults }),
@@ -183,6 +188,10 @@ impl World {
                 let life = self.lives.swap_remove(nth % self.lives.len());
                 assert!(self.machine.kv.release(life.slot) > 0);
             }
+            Call::Announce { nth } if !self.lives.is_empty() => {
+                let life = &self.lives[nth % self.lives.len()];
+                self.machine.kv.announce(life.slot, &life.tokens);
+            }
             Call::MapAhead => {
                 self.machine.kv.map_ahead(self.lives.iter().map(|life| life.slot)).unwrap();
             }
@@ -192,7 +201,11 @@ impl World {
             Call::Break { after, num_faults } if self.shape.has_faults => {
                 self.machine.kv.memory().fail_after(after, num_faults);
             }
-            Call::Compute { .. } | Call::Grow { .. } | Call::Release { .. } | Call::Break { .. } => {}
+            Call::Compute { .. }
+            | Call::Grow { .. }
+            | Call::Release { .. }
+            | Call::Announce { .. }
+            | Call::Break { .. } => {}
         }
         None
     }
