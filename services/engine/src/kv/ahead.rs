@@ -29,7 +29,35 @@ impl<M: VirtualMemory> KvCache<M> {
                 self.begin_growth(idx, self.pages_ahead(idx));
             }
         }
+        self.make_ready();
         Ok(())
+    }
+
+    /// Maps, an extent a step, what a sequence typically begins with into a slot that nobody has as yet, for the one that comes
+    /// next: as long as there is memory to spare, which is until all of it has been used once.
+    fn make_ready(&mut self) {
+        let wanted = self.typical_pages as usize;
+        if wanted == 0 || self.extents.num_free() < 2 * wanted + self.watermark() {
+            return;
+        }
+        let Some(idx) =
+            self.ready_slot().or_else(|| self.parked.empty().find(|idx| !self.slots[*idx].is_busy))
+        else {
+            return;
+        };
+        let num_pages = self.slots[idx].num_pages();
+        if num_pages < wanted && !self.slots[idx].is_busy {
+            self.begin_growth(idx, extent_pages(wanted - num_pages));
+            self.ready = Some(idx);
+        }
+    }
+
+    /// The slot that was made ready, if nobody has taken it or its pages.
+    pub(super) fn ready_slot(&self) -> Option<usize> {
+        self.ready.filter(|idx| {
+            let slot = &self.slots[*idx];
+            !slot.is_live() && slot.content.num_valid == 0 && (slot.is_busy || slot.num_pages() > 0)
+        })
     }
 
     /// Pages that a slot which grows is given at once.

@@ -37,6 +37,10 @@ pub struct KvCache<M: VirtualMemory> {
     pub(super) num_driver_calls: u64,
     /// Tokens by which a sequence grows after it was admitted, a moving average.
     pub(super) typical_growth: f64,
+    /// Pages with which a sequence begins, likewise.
+    pub(super) typical_pages: f64,
+    /// A slot into which pages were mapped for the sequence that comes next.
+    pub(super) ready: Option<usize>,
 }
 
 /// Keys and values of one slot that another one needs too, in bytes from the start of both.
@@ -99,6 +103,8 @@ impl<M: VirtualMemory> KvCache<M> {
             num_releases: 0,
             num_driver_calls: 0,
             typical_growth: 0.0,
+            typical_pages: 0.0,
+            ready: None,
         })
     }
 
@@ -242,6 +248,7 @@ impl<M: VirtualMemory> KvCache<M> {
         self.tick += 1;
         self.num_releases += 1;
         self.typical_growth += (num_tokens.saturating_sub(num_admitted) as f64 - self.typical_growth) / 32.0;
+        self.typical_pages += (self.pages_for(num_admitted) as f64 - self.typical_pages) / 32.0;
         let content = &mut self.slots[idx].content;
         match &mut self.index {
             // What is known of a prompt but was never computed is of no use to anybody.

@@ -29,7 +29,8 @@ impl<M: VirtualMemory> KvCache<M> {
         let keeps_others = self.index.is_some() && self.extents.num_free() >= expected;
         // With memory to spare nothing is taken from those who may come back.
         if keeps_others && empty.is_some() {
-            return empty;
+            let ready = self.ready_slot().filter(is_free);
+            return ready.filter(|idx| !self.misfit(*idx, num_pages, num_pages).0).or(empty);
         }
         let settled = self.parked.settled();
         let is_old = |idx: &usize| match self.slots[*idx].state {

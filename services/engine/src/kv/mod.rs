@@ -14,7 +14,7 @@
 //! slots that map it; it may be written where there is one.
 //!
 //! What the allocator of vAttention's authors has, and where it is here: deferred reclamation: parked slots (`parked`, `pages`);
-//! eager and overlapped allocation: `ahead` and `mapper`; tensor slicing: `layout`; over-commit accounting: what no live
+//! eager allocation, for the sequence that comes next, and overlapped allocation: `ahead` and `mapper`; tensor slicing: `layout`; over-commit accounting: what no live
 //! sequence needs counts as available (`extents`); `map_common_pages`: `admit`; its watermark: `cache`.
 //!
 //! Bookkeeping is pure: no clock (but for the mapper's thread, which measures waits), no I/O apart from calls to

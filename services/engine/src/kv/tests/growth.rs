@@ -153,3 +153,37 @@ fn extents_are_broken_and_made_whole_again() {
     assert!(kv.is_consistent());
     kv.release(whole);
 }
+
+#[test]
+fn the_next_sequence_finds_its_pages_mapped_while_there_is_memory_to_spare() {
+    let layout = KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 4, bytes_per_element: 2 };
+    let size = KvSize {
+        max_model_len: 64,
+        num_slots: 100,
+        pool_bytes: 4000 * 16,
+        shares_prefixes: true,
+        ..size(20, 0)
+    };
+    let memory = SimulatedMemory::new(16, size.pool_bytes).unwrap();
+    let memory = memory.with_costs(fused_virtual_memory::DriverCosts::h200());
+    let mut kv = KvCache::new(memory, layout, size).unwrap();
+    let blocked = |kv: &KvCache<SimulatedMemory>| kv.memory().spent() - kv.spent_ahead();
+    for nth in 0..90 {
+        let before = blocked(&kv);
+        let slot = kv.acquire(32).unwrap();
+        kv.computed(slot, &tokens(1000 * nth..1000 * nth + 32));
+        if nth > 60 {
+            assert!(
+                blocked(&kv) - before < std::time::Duration::from_micros(70),
+                "{:?}",
+                blocked(&kv) - before
+            );
+        }
+        for _ in 0..6 {
+            kv.map_ahead([slot]).unwrap();
+        }
+        assert!(kv.is_consistent());
+        kv.release(slot);
+    }
+    assert_eq!(kv.memory().calls().unmap, 0, "nobody has lost anything for it");
+}
