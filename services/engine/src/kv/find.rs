@@ -87,17 +87,19 @@ impl<M: VirtualMemory> KvCache<M> {
             }
         }
         found.coming = found.coming.filter(|coming| {
-            coming.num_tokens >= found.num_valid + MIN_COMING_TOKENS || self.saves_pages(found, *coming)
+            coming.num_tokens >= found.num_valid + MIN_COMING_TOKENS
+                || self.saves_pages(found, *coming, candidate)
         });
         found
     }
 
     /// Whether, of what is coming, so much more can be shared than of what is there that a step's wait is worth it, be it for a
     /// few tokens: an extent is shared whole or not at all.
-    fn saves_pages(&self, found: Found, Coming { slot, num_tokens, .. }: Coming) -> bool {
-        let then = Found { slot: slot.idx(), num_valid: num_tokens, coming: None };
+    fn saves_pages(&self, found: Found, coming: Coming, candidate: &Candidate<'_>) -> bool {
+        let then = Found { slot: coming.slot.idx(), num_valid: coming.num_tokens, coming: None };
         let bytes = |found: Found| self.end_bytes(found.slot, self.num_shareable(found));
-        bytes(then) >= bytes(found) + MIN_SHARED_PAGES * self.memory.page_bytes()
+        let num_pages = self.pages_for(candidate.num_reserved.max(candidate.tokens.len()));
+        self.is_worth_sharing(bytes(then).saturating_sub(bytes(found)), num_pages)
     }
 
     /// How many extents of the slot that has a prompt's beginning lie wholly within it.
