@@ -8,7 +8,7 @@ use super::slot::{Mapped, SlotId, State};
 use super::{Error, KvCache};
 
 /// A sequence grows by extents of at most this part of what it has: so much is mapped and not used, at worst.
-const GROWTH_DIVISOR: usize = 32;
+const GROWTH_DIVISOR: usize = 64;
 
 impl<M: VirtualMemory> KvCache<M> {
     /// Begins to map for sequences that are near the end of their pages, while the step that takes them there runs.

@@ -62,7 +62,7 @@ impl<M: VirtualMemory> KvCache<M> {
     }
 }
 
-/// As much as a sequence that grows has mapped ahead.
+/// A thirty-second: about what is lost at the end of a page anyway.
 pub(super) fn tolerable_waste(num_pages: usize) -> usize {
     (num_pages / 32).max(1)
 }
