@@ -191,9 +191,15 @@ template <class T, int DIM> __device__ void prefill(const AttentionParams& p) {
 
 // ---- decode -------------------------------------------------------------------------------------------------------------
 // One query token a sequence. grid: (sequences, kv heads, splits): a block has the query heads that share a kv head, as the up
-// to 16 rows of one fragment, and a part of the context, of which its four warps take 32 tokens in turn, each with its own two
+// to 16 rows of one fragment, and a part of the context, of which its four warps take 32 (16) tokens in turn, each with its own two
 // buffers: nobody waits for another warp before the end. Bytes: the keys and values once; that is all its time.
-constexpr int DECODE_WARPS = 4, DECODE_KEYS = 32;
+constexpr int DECODE_WARPS = 4;
+// Where a multiprocessor has 100 KiB of shared memory instead of 164 or more, half as many keys at a time.
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr int DECODE_KEYS = 16;
+#else
+constexpr int DECODE_KEYS = 32;
+#endif
 
 template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
     extern __shared__ __align__(16) char shared[];

@@ -6,7 +6,8 @@
 // ---- embed --------------------------------------------------------------------------------------------------------------
 // residual[row] = embedding[tokens[row]] (+ learned[positions[row]]).
 // embedding T [vocab, width], learned f32 [positions, width] or null, residual f32 [rows, width]. A block has a row; width is
-// a multiple of 8. Bytes: 6 (10) a number.
+// a multiple of 8. Bytes: 6 (10) a number. No id can make the GPU fault, and so end everybody's requests: one that is too high
+// counts as the last.
 struct EmbedParams {
     const void* embedding;
     const float* learned;
@@ -14,11 +15,15 @@ struct EmbedParams {
     const int* positions;
     float* residual;
     int width;
+    int num_tokens;
+    int num_positions;
 };
 
 template <class T> __device__ void embed(const EmbedParams& p) {
-    const Pack8* source = (const Pack8*)((const T*)p.embedding + u64(p.tokens[blockIdx.x]) * p.width);
-    const float* learned = p.learned ? p.learned + u64(p.positions[blockIdx.x]) * p.width : nullptr;
+    u32 token = min(u32(p.tokens[blockIdx.x]), u32(p.num_tokens - 1));
+    const Pack8* source = (const Pack8*)((const T*)p.embedding + u64(token) * p.width);
+    const float* learned = nullptr;
+    if (p.learned) learned = p.learned + u64(min(u32(p.positions[blockIdx.x]), u32(p.num_positions - 1))) * p.width;
     float* out = p.residual + u64(blockIdx.x) * p.width;
     for (int i = threadIdx.x; i < p.width / 8; i += blockDim.x) {
         float x[8];
@@ -44,11 +49,12 @@ struct NormParams {
     void* out;
     int width;
     float epsilon;
+    int num_residual_rows;
 };
 
 template <class T> __device__ void norm(const NormParams& p) {
     __shared__ float shared[32], shared_2[32];
-    int row = p.rows ? p.rows[blockIdx.x] : blockIdx.x;
+    u32 row = min(p.rows ? u32(p.rows[blockIdx.x]) : blockIdx.x, u32(p.num_residual_rows - 1));
     float* x = p.residual + u64(row) * p.width;
     float sum = 0.0f, squares = 0.0f;
     for (int i = threadIdx.x * 4; i < p.width; i += blockDim.x * 4) {
@@ -111,6 +117,7 @@ struct HeadsParams {
     int num_kv_heads;
     int dim;
     float epsilon;
+    int num_positions;
 };
 
 template <class T> __device__ void heads(const HeadsParams& p) {
@@ -153,7 +160,8 @@ template <class T> __device__ void heads(const HeadsParams& p) {
                 b *= scale * weight[i + half];
             }
             if (p.angles && !is_value) {
-                float cosine = p.angles[u64(position) * p.dim + i], sine = p.angles[u64(position) * p.dim + half + i];
+                const float* angles = p.angles + u64(min(u32(position), u32(p.num_positions - 1))) * p.dim;
+                float cosine = angles[i], sine = angles[half + i];
                 float turned = a * cosine - b * sine;
                 b = b * cosine + a * sine;
                 a = turned;
