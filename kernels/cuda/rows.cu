@@ -22,14 +22,18 @@ struct EmbedParams {
 template <class T> __device__ void embed(const EmbedParams& p) {
     u32 token = min(u32(p.tokens[blockIdx.x]), u32(p.num_tokens - 1));
     const Pack8* source = (const Pack8*)((const T*)p.embedding + u64(token) * p.width);
-    const float* learned = nullptr;
-    if (p.learned) learned = p.learned + u64(min(u32(p.positions[blockIdx.x]), u32(p.num_positions - 1))) * p.width;
-    float* out = p.residual + u64(blockIdx.x) * p.width;
+    const float4* learned = nullptr;
+    if (p.learned)
+        learned = (const float4*)(p.learned + u64(min(u32(p.positions[blockIdx.x]), u32(p.num_positions - 1))) * p.width);
+    float4* out = (float4*)(p.residual + u64(blockIdx.x) * p.width);
     for (int i = threadIdx.x; i < p.width / 8; i += blockDim.x) {
         float x[8];
         unpack8<T>(source[i], x);
 #pragma unroll
-        for (int j = 0; j < 8; j++) out[8 * i + j] = learned ? x[j] + learned[8 * i + j] : x[j];
+        for (int j = 0; j < 2; j++) {
+            float4 a = learned ? learned[2 * i + j] : make_float4(0, 0, 0, 0);
+            out[2 * i + j] = make_float4(x[4 * j] + a.x, x[4 * j + 1] + a.y, x[4 * j + 2] + a.z, x[4 * j + 3] + a.w);
+        }
     }
 }
 extern "C" __global__ void embed_bf16(const __grid_constant__ EmbedParams p) { embed<Bf16>(p); }
@@ -102,7 +106,7 @@ extern "C" __global__ void norm_f16(const __grid_constant__ NormParams p) { norm
 // qkv T [rows, (heads + 2 kv_heads) · dim], bias f32 or null, query_norm / key_norm f32 [dim] or null,
 // angles f32 [positions, dim]: cosines, then sines; slots: the device address of each row's slot, of which a token's
 // keys of this layer begin `keys_offset` bytes behind `position · token_stride`, and its values `plane` bytes behind those.
-// A warp has a head; dim is 32 to 128. Bytes: 4 a number, and 2 more of keys and values.
+// grid: (rows, pieces of eight heads). A warp has a head; dim is up to 128. Bytes: 4 a number, and 2 more of keys and values.
 struct HeadsParams {
     void* qkv;
     const float* bias;
@@ -125,50 +129,50 @@ template <class T> __device__ void heads(const HeadsParams& p) {
     int num_all = p.num_heads + 2 * p.num_kv_heads, half = p.dim / 2;
     int position = p.positions[row];
     u64 slot = p.slots[row];
-    for (int head = threadIdx.x / 32; head < num_all; head += blockDim.x / 32) {
-        T* x = (T*)p.qkv + u64(row) * num_all * p.dim + head * p.dim;
-        bool is_query = head < p.num_heads, is_value = head >= p.num_heads + p.num_kv_heads;
-        const float* weight = is_value ? nullptr : is_query ? p.query_norm : p.key_norm;
-        // Element i of the first half belongs to element i of the second; a lane has up to two pairs.
-        float first[2], second[2], squares = 0.0f;
+    int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
+    if (head >= num_all) return;
+    T* x = (T*)p.qkv + u64(row) * num_all * p.dim + head * p.dim;
+    bool is_query = head < p.num_heads, is_value = head >= p.num_heads + p.num_kv_heads;
+    const float* weight = is_value ? nullptr : is_query ? p.query_norm : p.key_norm;
+    // Element i of the first half belongs to element i of the second; a lane has up to two pairs.
+    float first[2], second[2], squares = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            int i = lane + 32 * j;
-            first[j] = second[j] = 0.0f;
-            if (i < half) {
-                first[j] = widen(x[i]) + (p.bias ? p.bias[head * p.dim + i] : 0.0f);
-                second[j] = widen(x[i + half]) + (p.bias ? p.bias[head * p.dim + i + half] : 0.0f);
-                squares += first[j] * first[j] + second[j] * second[j];
-            }
+    for (int j = 0; j < 2; j++) {
+        int i = lane + 32 * j;
+        first[j] = second[j] = 0.0f;
+        if (i < half) {
+            first[j] = widen(x[i]) + (p.bias ? p.bias[head * p.dim + i] : 0.0f);
+            second[j] = widen(x[i + half]) + (p.bias ? p.bias[head * p.dim + i + half] : 0.0f);
+            squares += first[j] * first[j] + second[j] * second[j];
         }
-        float scale = weight ? rsqrtf(warp_sum(squares) / p.dim + p.epsilon) : 1.0f;
-        T* kept = x;
-        if (!is_query) {
-            int kv_head = is_value ? head - p.num_heads - p.num_kv_heads : head - p.num_heads;
-            u64 plane = u64(p.num_kv_heads) * p.dim * sizeof(T);
-            u64 address = slot + u64(position) * p.token_stride + p.keys_offset + (is_value ? plane : 0);
-            // A row that pads a batch has no slot.
-            kept = slot ? (T*)address + kv_head * p.dim : nullptr;
-        }
+    }
+    float scale = weight ? rsqrtf(warp_sum(squares) / p.dim + p.epsilon) : 1.0f;
+    T* kept = x;
+    if (!is_query) {
+        int kv_head = is_value ? head - p.num_heads - p.num_kv_heads : head - p.num_heads;
+        u64 plane = u64(p.num_kv_heads) * p.dim * sizeof(T);
+        u64 address = slot + u64(position) * p.token_stride + p.keys_offset + (is_value ? plane : 0);
+        // A row that pads a batch has no slot.
+        kept = slot ? (T*)address + kv_head * p.dim : nullptr;
+    }
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            int i = lane + 32 * j;
-            if (i >= half || !kept) continue;
-            float a = first[j], b = second[j];
-            if (weight) {
-                a *= scale * weight[i];
-                b *= scale * weight[i + half];
-            }
-            if (p.angles && !is_value) {
-                const float* angles = p.angles + u64(min(u32(position), u32(p.num_positions - 1))) * p.dim;
-                float cosine = angles[i], sine = angles[half + i];
-                float turned = a * cosine - b * sine;
-                b = b * cosine + a * sine;
-                a = turned;
-            }
-            kept[i] = narrow<T>(a);
-            kept[i + half] = narrow<T>(b);
+    for (int j = 0; j < 2; j++) {
+        int i = lane + 32 * j;
+        if (i >= half || !kept) continue;
+        float a = first[j], b = second[j];
+        if (weight) {
+            a *= scale * weight[i];
+            b *= scale * weight[i + half];
         }
+        if (p.angles && !is_value) {
+            const float* angles = p.angles + u64(min(u32(position), u32(p.num_positions - 1))) * p.dim;
+            float cosine = angles[i], sine = angles[half + i];
+            float turned = a * cosine - b * sine;
+            b = b * cosine + a * sine;
+            a = turned;
+        }
+        kept[i] = narrow<T>(a);
+        kept[i + half] = narrow<T>(b);
     }
 }
 extern "C" __global__ void heads_bf16(const __grid_constant__ HeadsParams p) { heads<Bf16>(p); }
@@ -230,8 +234,19 @@ extern "C" __global__ void likeliest(const __grid_constant__ LikeliestParams p) 
     const float* row = p.logits + u64(blockIdx.x) * p.vocab;
     float value = -__int_as_float(0x7f800000);
     int id = 0x7fffffff;
-    for (int i = threadIdx.x; i < p.vocab; i += blockDim.x)
-        if (row[i] > value) value = row[i], id = i;
+    // Eight loads on their way at a time: a row is all that a multiprocessor has to do. A row of an odd vocabulary begins
+    // where no wide load may.
+    for (int i = threadIdx.x; i < p.vocab; i += 8 * blockDim.x) {
+        float logits[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            int at = i + j * blockDim.x;
+            logits[j] = at < p.vocab ? row[at] : -__int_as_float(0x7f800000);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (logits[j] > value) value = logits[j], id = i + j * blockDim.x;
+    }
     auto take = [&](float other, int other_id) {
         if (other > value || (other == value && other_id < id)) value = other, id = other_id;
     };

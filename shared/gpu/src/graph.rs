@@ -47,9 +47,9 @@ impl<'a> Recorder<'a> {
     fn start(context: &'a Arc<Context>) -> Result<Self> {
         let _bound = context.bind()?;
         let mut recording = context.outside_graph("a recording")?;
-        // Of this thread, calls that would disturb the recording are refused; others, the mapping of KV memory among them,
-        // go on as ever.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // The strict modes refuse calls that might wait for the stream, as a library may make when it first loads a kernel.
+        // What really cannot be recorded is refused by whoever offers it here.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(context.stream, mode) })?;
         recording.is_on = true;
