@@ -134,7 +134,7 @@ __device__ __forceinline__ float row_sum(float value) {
 // Chunks of several prompts in one launch. grid: (tiles, heads); a tile is up to 128 rows of one sequence, a warp has 16 of
 // them, and all eight read the same keys and values, 64 at a time, of which the next are loaded while these are computed with.
 // Flops: 4 · dim a query, key and head. Bytes: the keys and values once a tile and head, mostly from the cache.
-constexpr int TILE_ROWS = 128, PREFILL_KEYS = 64;
+constexpr int PREFILL_KEYS = 64;
 
 template <class T, int DIM> __device__ void prefill(const AttentionParams& p) {
     extern __shared__ __align__(16) char shared[];
@@ -221,7 +221,6 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
     u32 q[DIM / 16][4];
     load_queries<T, DIM>(q, query, DIM, group);
     float out[DIM / 8][4] = {}, max[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, sum[2] = {};
-    int last[2] = {position, position};
 
     T* keys = (T*)shared + warp * 4 * BLOCK;
     T* values = keys + 2 * BLOCK;

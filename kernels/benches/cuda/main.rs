@@ -1,5 +1,6 @@
 //! Prints what each CUDA kernel, and each matrix product of a large model, takes, and its share of what the machine can do:
-//! bytes by a copy on the device, operations by a large product, both measured in the same run.
+//! bytes by a copy on the device, operations by a large product, both measured in the same run. (A copy writes as much as it
+//! reads, which memory is slower at than at reading alone: what mostly reads can have more than 100 %.)
 //!
 //! Each line is a graph of launches one after another, over so much memory in turn that the cache has nothing of it: like a
 //! model's layers. The time is one launch's, gaps between them included.

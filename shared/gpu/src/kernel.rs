@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUfunction_attribute};
 
 use crate::driver::check;
 use crate::gpu::{Context, Remains};
+use crate::image::is_whole_elf;
 use crate::{Error, Gpu, Result};
 
 /// Shared memory that every kernel may have without asking.
@@ -49,14 +50,12 @@ impl Gpu {
     /// # Errors
     /// It is no such thing, or for another architecture ([`Error::is_foreign_image`]).
     pub fn load(&self, image: &[u8]) -> Result<Module> {
-        if !image.starts_with(b"\x7fELF") {
-            // The driver is told no length: what is no ELF file, it would read on until something ends it.
-            return Err(Error::Illegal("a kernel image that is no ELF file".to_owned()));
+        if !is_whole_elf(image) {
+            return Err(Error::Illegal("a kernel image that is no whole ELF file".to_owned()));
         }
         let _bound = self.context.bind()?;
         let mut module = std::ptr::null_mut();
-        // SAFETY: the pointer outlives the call, and so does the image, whose headers say how long it is: what makes one,
-        // the compiler or the cache of what it made, has checked it.
+        // SAFETY: the pointer outlives the call, and so does the image, in which everything is that its headers name.
         check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) })?;
         Ok(Module { code: Arc::new(Code { context: Arc::clone(&self.context), module }) })
     }

@@ -96,7 +96,8 @@ impl Kernels {
             epsilon: heads.epsilon,
             num_positions,
         };
-        let grid = (checked.grid_x(rows)?, checked.grid_yz(shape.num_all().div_ceil(BLOCK as usize / 32))?, 1);
+        let grid =
+            (checked.grid_x(rows)?, checked.grid_yz(shape.num_all().div_ceil(BLOCK as usize / 32))?, 1);
         // SAFETY: `Params` is the kernel's struct. A block has some heads of a row of `qkv` and touches nothing but these;
         // angles are looked up after clamping the position; a warp has one head, whose `dim` elements its lanes hold. Keys and
         // values go to `position · token_stride + keys_offset` and `plane` behind that, inside the token's bytes as checked, of

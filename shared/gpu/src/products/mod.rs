@@ -1,8 +1,8 @@
 //! Matrix products by cuBLASLt: out[rows, outputs] = x[rows, inputs] · weight[outputs, inputs]ᵀ.
 //!
-//! cuBLASLt names candidates for a product and guesses which is fastest. Guesses are wrong by up to a third at few rows, so
-//! the first product of a shape times the candidates, and the table keeps the winner. Which one that is may differ from one
-//! start to the next, and with it the order of summation; within a process a shape and a bucket of rows always have the same.
+//! cuBLASLt names candidates for a product and guesses which is fastest. The first product of a shape and bucket of rows times
+//! them, and the table keeps the winner. Which one that is may differ from one start to the next, and with it the order of
+//! summation; within a process a shape and a number of rows always have the same.
 
 mod library;
 mod plan;
