@@ -1,6 +1,6 @@
-//! Compiles the CUDA kernels ahead of time, where the feature `cuda` asks for them and nvcc is there: the environment
-//! variable `FUSED_NVCC`, then `$CUDA_HOME/bin/nvcc`, then `nvcc` on `PATH`. Without it the program compiles them itself at
-//! its first start (`src/cuda/image`).
+//! Compiles the CUDA kernels ahead of time, where the feature `cuda` asks for them and nvcc is there: the
+//! environment variable `FUSED_NVCC`, then `$CUDA_HOME/bin/nvcc`, then `nvcc` on `PATH`. Without it the program
+//! compiles them itself at its first start (`src/cuda/image`).
 #![allow(clippy::print_stdout, reason = "how a build script speaks to cargo")]
 
 use std::error::Error;

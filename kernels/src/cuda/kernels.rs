@@ -15,8 +15,9 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// Loads the kernels: those compiled with this program, where the GPU's architecture is among them, or from the cache of
-    /// an earlier start, or compiled now, which takes some seconds ([`origin`](Self::origin) tells).
+    /// Loads the kernels: those compiled with this program, where the GPU's architecture is among them, or from
+    /// the cache of an earlier start, or compiled now, which takes some seconds ([`origin`](Self::origin)
+    /// tells).
     ///
     /// # Errors
     /// The GPU refuses; where they must be compiled, NVRTC is not there or refuses.

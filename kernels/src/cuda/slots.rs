@@ -27,12 +27,13 @@ pub struct KvLayout {
     pub keys_offset: u64,
 }
 
-/// For each row of a batch the device address of its sequence's slot, 0 where the row only pads the batch: u64 `[rows]`.
+/// For each row of a batch the device address of its sequence's slot, 0 where the row only pads the batch: u64
+/// `[rows]`.
 ///
-/// The kernels read and write keys and values there, and no check can see whether they may. Who makes this answers for it,
-/// whenever a launch with it runs: every address but 0 is that of a mapped range of KV memory, at a multiple of 16, pinned
-/// for the step, up to and with the row's position writable (`heads`) or readable (attention), and no two sequences of a
-/// batch write to the same bytes.
+/// The kernels read and write keys and values there, and no check can see whether they may. Who makes this
+/// answers for it, whenever a launch with it runs: every address but 0 is that of a mapped range of KV memory,
+/// at a multiple of 16, pinned for the step, up to and with the row's position writable (`heads`) or readable
+/// (attention), and no two sequences of a batch write to the same bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Slots<'a> {
     view: View<'a>,

@@ -255,7 +255,8 @@ impl Batch {
         out
     }
 
-    /// A plain version that rounds where any 16-bit version must: the weights before they meet the values, and the result.
+    /// A plain version that rounds where any 16-bit version must: the weights before they meet the values, and
+    /// the result.
     fn plain(&self) -> Vec<f32> {
         let HeadShape { element, num_heads, num_kv_heads, head_dim } = self.case.shape;
         let (plane, token) = (num_kv_heads * head_dim, NUM_LAYERS * 2 * num_kv_heads * head_dim);

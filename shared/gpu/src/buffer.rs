@@ -10,11 +10,11 @@ use crate::driver::{check, check_memory};
 use crate::gpu::{Context, Remains};
 use crate::{Error, Gpu, Result};
 
-/// Some bytes of device memory, at a multiple of 256. Given back when it is dropped, after whatever the stream still has to
-/// do with it.
+/// Some bytes of device memory, at a multiple of 256. Given back when it is dropped, after whatever the stream
+/// still has to do with it.
 ///
-/// What is in them changes through `&self`: the device writes whenever a launch says so, and the stream's order is the only
-/// one there is.
+/// What is in them changes through `&self`: the device writes whenever a launch says so, and the stream's order
+/// is the only one there is.
 #[derive(Debug)]
 pub struct Buffer {
     context: Arc<Context>,
@@ -138,8 +138,8 @@ impl Buffer {
         self.view().slice(range)
     }
 
-    /// Copies what is in its first bytes to the host, when the stream has done everything asked for so far. For loading and
-    /// tests: it waits.
+    /// Copies what is in its first bytes to the host, when the stream has done everything asked for so far. For
+    /// loading and tests: it waits.
     ///
     /// # Errors
     /// It has not so many bytes; a graph is being recorded; whatever the driver refuses.

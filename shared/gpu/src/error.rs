@@ -115,9 +115,10 @@ impl Error {
         let Self::Driver { code, .. } = self else { return false };
         matches!(
             code,
-            // Deinitialised; uncorrectable ECC and NVLink errors; what a kernel can do wrong (an illegal address, a launch
-            // timeout, a destroyed context, an assertion, hardware stack, instruction, alignment, address space and
-            // program counter errors, a failed launch); an external device's error; unknown.
+            // Deinitialised; uncorrectable ECC and NVLink errors; what a kernel can do wrong (an illegal
+            // address, a launch timeout, a destroyed context, an assertion, hardware stack, instruction,
+            // alignment, address space and program counter errors, a failed launch); an external device's
+            // error; unknown.
             4 | 214 | 220 | 700 | 702 | 709 | 710 | 714..=719 | 911 | 999
         )
     }

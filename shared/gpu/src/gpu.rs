@@ -12,8 +12,8 @@ use crate::{Error, Result};
 
 /// One GPU with one stream. Clones are the same GPU.
 ///
-/// It works in the device's primary context, which every library in the process shares. Any thread may call; the calls of
-/// several threads come onto the stream in some order.
+/// It works in the device's primary context, which every library in the process shares. Any thread may call;
+/// the calls of several threads come onto the stream in some order.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     pub(crate) context: Arc<Context>,
@@ -124,7 +124,8 @@ impl Gpu {
         let bound = context.bind()?;
         let mut stream = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the pointer outlives the call. The stream does not wait for the default one, which nobody here uses.
+        // SAFETY: the pointer outlives the call. The stream does not wait for the default one, which nobody
+        // here uses.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut stream, flags) })?;
         drop(bound);
         context.stream = stream;
@@ -246,8 +247,8 @@ impl Context {
         }
     }
 
-    /// Frees what no work needs but such as is queued already. Where the driver refuses, the context is lost and the memory
-    /// with it, until the process ends: nothing to be done about it here.
+    /// Frees what no work needs but such as is queued already. Where the driver refuses, the context is lost
+    /// and the memory with it, until the process ends: nothing to be done about it here.
     fn free(&self, remains: Remains) {
         let Ok(_bound) = self.bind() else { return };
         // SAFETY: the stream lives as long as `self`.

@@ -9,8 +9,8 @@ use crate::driver::check;
 use crate::gpu::Context;
 use crate::{Error, Gpu, Result};
 
-/// What was asked of the stream while it was recorded: launches, fills, products, copies on the device. Launching it costs
-/// the host about as much as launching one kernel.
+/// What was asked of the stream while it was recorded: launches, fills, products, copies on the device.
+/// Launching it costs the host about as much as launching one kernel.
 ///
 /// Memory and kernels in it stay as long as any graph of the GPU lives, also when their owners are gone.
 #[derive(Debug)]
@@ -19,15 +19,16 @@ pub struct Graph {
     executable: sys::CUgraphExec,
 }
 
-// SAFETY: a graph belongs to no thread; it is not Sync, so that two never launch it at once, which the driver forbids.
+// SAFETY: a graph belongs to no thread; it is not Sync, so that two never launch it at once, which the driver
+// forbids.
 unsafe impl Send for Graph {}
 
 impl Gpu {
     /// Records what `work` asks of the stream, instead of doing it.
     ///
     /// # Errors
-    /// Another recording is on; `work` fails, or does what cannot be recorded: it allocates, waits, or copies to or from the
-    /// host; whatever the driver refuses. Nothing is recorded any more then.
+    /// Another recording is on; `work` fails, or does what cannot be recorded: it allocates, waits, or copies
+    /// to or from the host; whatever the driver refuses. Nothing is recorded any more then.
     pub fn capture<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         let recording = Recorder::start(&self.context)?;
         let worked = work();
@@ -47,8 +48,8 @@ impl<'a> Recorder<'a> {
     fn start(context: &'a Arc<Context>) -> Result<Self> {
         let _bound = context.bind()?;
         let mut recording = context.outside_graph("a recording")?;
-        // The strict modes refuse calls that might wait for the stream, as a library may make when it first loads a kernel.
-        // What really cannot be recorded is refused by whoever offers it here.
+        // The strict modes refuse calls that might wait for the stream, as a library may make when it first
+        // loads a kernel. What really cannot be recorded is refused by whoever offers it here.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(context.stream, mode) })?;
@@ -107,8 +108,8 @@ fn instantiate(graph: sys::CUgraph) -> Result<sys::CUgraphExec> {
 }
 
 impl Graph {
-    /// Does what was recorded, when the stream gets there. Addresses are those of the recording: what the work is about goes
-    /// into the same buffers before.
+    /// Does what was recorded, when the stream gets there. Addresses are those of the recording: what the work
+    /// is about goes into the same buffers before.
     ///
     /// # Errors
     /// Whatever the driver refuses; what an earlier launch did wrong.

@@ -60,17 +60,19 @@ impl Gpu {
         Ok(Module { code: Arc::new(Code { context: Arc::clone(&self.context), module }) })
     }
 
-    /// Launches a kernel: `grid` blocks of `block` threads, each block with `shared_bytes` of dynamic shared memory, and one
-    /// struct of parameters, which is copied now. What it does happens when the stream gets there.
+    /// Launches a kernel: `grid` blocks of `block` threads, each block with `shared_bytes` of dynamic shared
+    /// memory, and one struct of parameters, which is copied now. What it does happens when the stream gets
+    /// there.
     ///
     /// # Errors
     /// The driver refuses the shape. What goes wrong later, a later call reports.
     ///
     /// # Safety
     /// - The kernel has exactly one parameter, a struct that is laid out like `P`, which is `#[repr(C)]`.
-    /// - With these parameters and this shape, the kernel touches only device memory that is allocated, in which what it
-    ///   reads as numbers, indexes or addresses is valid as such, and which stays allocated until the stream is done with
-    ///   it; buffers and views of this GPU do. Where the launch is recorded, this holds whenever the graph is launched.
+    /// - With these parameters and this shape, the kernel touches only device memory that is allocated, in
+    ///   which what it reads as numbers, indexes or addresses is valid as such, and which stays allocated until
+    ///   the stream is done with it; buffers and views of this GPU do. Where the launch is recorded, this holds
+    ///   whenever the graph is launched.
     /// - It needs no more shared memory than it is given.
     pub unsafe fn launch<P: Copy>(
         &self,
@@ -89,8 +91,8 @@ impl Gpu {
         }
         let _bound = self.context.bind()?;
         let mut pointers = [std::ptr::from_ref(params).cast_mut().cast()];
-        // SAFETY: function, stream and pointers live; the driver reads the one parameter, as long as the kernel says it is,
-        // which is `P`'s size, and copies it before it returns. The rest is the caller's to prove.
+        // SAFETY: function, stream and pointers live; the driver reads the one parameter, as long as the kernel
+        // says it is, which is `P`'s size, and copies it before it returns. The rest is the caller's to prove.
         check("cuLaunchKernel", unsafe {
             sys::cuLaunchKernel(
                 kernel.function,

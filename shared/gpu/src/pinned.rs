@@ -12,8 +12,9 @@ use crate::driver::{check, check_memory};
 use crate::gpu::Context;
 use crate::{Buffer, Error, Event, Gpu, Result};
 
-/// Page-locked bytes of the host, at first 0. Copies from and to it do not wait, so it knows the last of them: who wants to
-/// look at the bytes waits for a copy into them, who wants to change them for a copy out of them too.
+/// Page-locked bytes of the host, at first 0. Copies from and to it do not wait, so it knows the last of them:
+/// who wants to look at the bytes waits for a copy into them, who wants to change them for a copy out of them
+/// too.
 #[derive(Debug)]
 pub struct Pinned {
     context: Arc<Context>,
@@ -76,8 +77,8 @@ impl Gpu {
         }
         let _no_graph = self.context.outside_graph("a copy from pinned memory")?;
         let _bound = self.context.bind()?;
-        // SAFETY: the target is allocated until the stream is done with it. The source is only read until the event below
-        // has come by: who asks for `&mut` of it waits, and so does its drop.
+        // SAFETY: the target is allocated until the stream is done with it. The source is only read until the
+        // event below has come by: who asks for `&mut` of it waits, and so does its drop.
         let copied = unsafe {
             sys::cuMemcpyHtoDAsync_v2(
                 target.address(),
@@ -89,8 +90,8 @@ impl Gpu {
         from.mark("cuMemcpyHtoDAsync", copied)
     }
 
-    /// Copies a part of a buffer into pinned memory, when the stream gets there. Does not wait; the next look at the memory
-    /// does.
+    /// Copies a part of a buffer into pinned memory, when the stream gets there. Does not wait; the next look
+    /// at the memory does.
     ///
     /// # Errors
     /// Those of [`copy_to_device`](Self::copy_to_device).
@@ -111,8 +112,8 @@ impl Gpu {
         let _no_graph = self.context.outside_graph("a copy to pinned memory")?;
         let _bound = self.context.bind()?;
         to.is_written.store(true, Ordering::Relaxed);
-        // SAFETY: the source is allocated until the stream is done with it. The target is exclusively borrowed now, and
-        // nobody gets a reference to it before the event below has come by, nor is it freed.
+        // SAFETY: the source is allocated until the stream is done with it. The target is exclusively borrowed
+        // now, and nobody gets a reference to it before the event below has come by, nor is it freed.
         let copied = unsafe {
             sys::cuMemcpyDtoHAsync_v2(
                 to.start.as_ptr().add(range.start).cast(),
@@ -165,7 +166,8 @@ impl Pinned {
     /// What went wrong in anything launched before that copy.
     pub fn as_mut_slice(&mut self) -> Result<&mut [u8]> {
         self.last_copy.wait()?;
-        // SAFETY: written from the start; neither host nor device uses them as long as `self` is exclusively borrowed.
+        // SAFETY: written from the start; neither host nor device uses them as long as `self` is exclusively
+        // borrowed.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
     }
 

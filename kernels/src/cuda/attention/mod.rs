@@ -147,7 +147,8 @@ fn decode_shared_bytes(dim: usize, keys: usize) -> usize {
     (4 * 4 * keys * (dim + 8) * ELEMENT_BYTES).max(4 * (2 * 4 * 16 + 4 * 16 * dim))
 }
 
-/// Bytes of scratch memory that a decode needs: for each sequence, head and part a sum of values, a maximum and a sum.
+/// Bytes of scratch memory that a decode needs: for each sequence, head and part a sum of values, a maximum and
+/// a sum.
 #[must_use]
 pub fn partial_bytes(shape: &HeadShape, num_sequences: usize, num_splits: usize) -> usize {
     if num_splits <= 1 {
@@ -172,15 +173,16 @@ impl Kernels {
         let shape = attention.shape;
         let grid = (checked.grid_x(prefill.num_tiles)?, checked.grid_yz(shape.num_heads)?, 1);
         let shared_bytes = prefill_shared_bytes(shape.head_dim);
-        // SAFETY: `Params` is the kernel's struct. A block has a tile and a head: it reads queries and writes results of the
-        // tile's rows, which the runner vouches for, in matrices of so many columns, whose rows begin at multiples of 16
-        // bytes; and it reads keys and values of their slot up to the last row's position, as `Slots` allows. The shared
-        // memory is what its constants make it.
+        // SAFETY: `Params` is the kernel's struct. A block has a tile and a head: it reads queries and writes
+        // results of the tile's rows, which the runner vouches for, in matrices of so many columns, whose rows
+        // begin at multiples of 16 bytes; and it reads keys and values of their slot up to the last row's
+        // position, as `Slots` allows. The shared memory is what its constants make it.
         unsafe { self.gpu.launch(&variant.prefill, grid, PREFILL_BLOCK, shared_bytes, &params)? };
         Ok(())
     }
 
-    /// Attention of one token of each of some sequences: one launch for all of them, and another where the context is cut.
+    /// Attention of one token of each of some sequences: one launch for all of them, and another where the
+    /// context is cut.
     ///
     /// # Errors
     /// Shapes or buffers disagree; whatever the driver refuses.
@@ -205,15 +207,15 @@ impl Kernels {
         let num_sequences = checked.grid_x(decode.num_sequences)?;
         let grid = (num_sequences, checked.grid_yz(shape.num_kv_heads)?, params.num_splits as u32);
         let shared_bytes = decode_shared_bytes(shape.head_dim, self.attention.decode_keys);
-        // SAFETY: `Params` is the kernel's struct. A block has the query heads of a key and value head, at most 16, of a row
-        // that the runner vouches for, and a part of its context, of which it reads keys and values up to the row's position,
-        // as `Slots` allows. It writes the row's result or its place in `partial`, which has one for every block. The shared
-        // memory is what its constants make it.
+        // SAFETY: `Params` is the kernel's struct. A block has the query heads of a key and value head, at most
+        // 16, of a row that the runner vouches for, and a part of its context, of which it reads keys and
+        // values up to the row's position, as `Slots` allows. It writes the row's result or its place in
+        // `partial`, which has one for every block. The shared memory is what its constants make it.
         unsafe { self.gpu.launch(&variant.decode, grid, DECODE_BLOCK, shared_bytes, &params)? };
         if decode.num_splits > 1 {
             let grid = (num_sequences, checked.grid_yz(shape.num_heads)?, 1);
-            // SAFETY: as above: it reads what the launch before has written to `partial`, and writes the rows' results, a
-            // thread an element of a head. It has no dynamic shared memory.
+            // SAFETY: as above: it reads what the launch before has written to `partial`, and writes the rows'
+            // results, a thread an element of a head. It has no dynamic shared memory.
             unsafe { self.gpu.launch(&variant.combine, grid, shape.head_dim as u32, 0, &params)? };
         }
         Ok(())

@@ -55,7 +55,8 @@ pub(super) fn load(gpu: &Gpu) -> Result<(Modules, Origin)> {
     if let Some(embedded) = EMBEDDED.iter().find(|embedded| embedded.capability == capability) {
         match load_all(gpu, embedded.images) {
             Ok(modules) => return Ok((modules, Origin::Embedded)),
-            // The program was built with a newer toolkit than the driver understands; the machine's own compiler fits it.
+            // The program was built with a newer toolkit than the driver understands; the machine's own
+            // compiler fits it.
             Err(error) if error.is_foreign_image() => {}
             Err(error) => return Err(error.into()),
         }

@@ -64,8 +64,8 @@ impl Kernels {
         };
         let num_pieces = (width / 8).div_ceil(BLOCK as usize);
         let grid = (checked.grid_x(num_pieces)?, checked.grid_yz(rows)?, 1);
-        // SAFETY: `Params` is the kernel's struct. A thread has eight elements of a row and leaves where there are none; rows
-        // begin at multiples of 16 bytes. It has no dynamic shared memory.
+        // SAFETY: `Params` is the kernel's struct. A thread has eight elements of a row and leaves where there
+        // are none; rows begin at multiples of 16 bytes. It has no dynamic shared memory.
         unsafe { self.gpu.launch(self.rows.activation.of(activate.element), grid, BLOCK, 0, &params)? };
         Ok(())
     }

@@ -10,8 +10,8 @@ use super::BLOCK;
 /// Elements of a head at most: a lane has two pairs.
 const MAX_DIM: usize = 128;
 
-/// What happens between the product that makes queries, keys and values, and attention: bias, norm and rotation of each head;
-/// queries back in place, keys and values into their slot.
+/// What happens between the product that makes queries, keys and values, and attention: bias, norm and rotation
+/// of each head; queries back in place, keys and values into their slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads<'a> {
     /// The heads; their dimension is even and at most 128.
@@ -98,10 +98,11 @@ impl Kernels {
         };
         let grid =
             (checked.grid_x(rows)?, checked.grid_yz(shape.num_all().div_ceil(BLOCK as usize / 32))?, 1);
-        // SAFETY: `Params` is the kernel's struct. A block has some heads of a row of `qkv` and touches nothing but these;
-        // angles are looked up after clamping the position; a warp has one head, whose `dim` elements its lanes hold. Keys and
-        // values go to `position · token_stride + keys_offset` and `plane` behind that, inside the token's bytes as checked, of
-        // the slots that whoever made them answers for. It has no dynamic shared memory.
+        // SAFETY: `Params` is the kernel's struct. A block has some heads of a row of `qkv` and touches nothing
+        // but these; angles are looked up after clamping the position; a warp has one head, whose `dim`
+        // elements its lanes hold. Keys and values go to `position · token_stride + keys_offset` and `plane`
+        // behind that, inside the token's bytes as checked, of the slots that whoever made them answers for. It
+        // has no dynamic shared memory.
         unsafe { self.gpu.launch(self.rows.heads.of(shape.element), grid, BLOCK, 0, &params)? };
         Ok(())
     }

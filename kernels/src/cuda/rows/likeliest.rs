@@ -44,8 +44,8 @@ impl Kernels {
             vocabulary: checked.count("vocabulary", likeliest.vocabulary)?,
         };
         let grid = (checked.grid_x(rows)?, 1, 1);
-        // SAFETY: `Params` is the kernel's struct. A block has a row, reads its `vocabulary` logits one by one and writes one
-        // token. It has no dynamic shared memory.
+        // SAFETY: `Params` is the kernel's struct. A block has a row, reads its `vocabulary` logits one by one
+        // and writes one token. It has no dynamic shared memory.
         unsafe { self.gpu.launch(&self.rows.likeliest, grid, BLOCK, 0, &params)? };
         Ok(())
     }

@@ -6,8 +6,8 @@ use super::super::checked::{Checked, ELEMENT_BYTES};
 use super::super::{Kernels, Result};
 use super::BLOCK;
 
-/// residual\[row\] += added; out\[i\] = norm(residual\[rows\[i\]\]) · weight (+ bias): RMSNorm, or LayerNorm where there is a
-/// bias.
+/// residual\[row\] += added; out\[i\] = norm(residual\[rows\[i\]\]) · weight (+ bias): RMSNorm, or LayerNorm
+/// where there is a bias.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
     /// The type of `out`.
@@ -18,8 +18,8 @@ pub struct Norm<'a> {
     pub num_rows: usize,
     /// f32 `[*, width]`; changed only where something is added.
     pub residual: View<'a>,
-    /// f32 `[width]`: the bias of the product that was added to the residual before. It is added to the rows named here
-    /// only, so with `rows` it must not be needed in the others.
+    /// f32 `[width]`: the bias of the product that was added to the residual before. It is added to the rows
+    /// named here only, so with `rows` it must not be needed in the others.
     pub added: Option<View<'a>>,
     /// f32 `[width]`.
     pub weight: View<'a>,
@@ -72,9 +72,9 @@ impl Kernels {
             num_residual_rows,
         };
         let grid = (checked.grid_x(rows)?, 1, 1);
-        // SAFETY: `Params` is the kernel's struct. A block has a row and reads and writes `width` elements of it, of the
-        // residual after clamping the row's index, four at a time: every row begins at a multiple of 16 bytes (out's of 8).
-        // It has no dynamic shared memory.
+        // SAFETY: `Params` is the kernel's struct. A block has a row and reads and writes `width` elements of
+        // it, of the residual after clamping the row's index, four at a time: every row begins at a multiple of
+        // 16 bytes (out's of 8). It has no dynamic shared memory.
         unsafe { self.gpu.launch(self.rows.norm.of(norm.element), grid, BLOCK, 0, &params)? };
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Matrix products by cuBLASLt: out[rows, outputs] = x[rows, inputs] · weight[outputs, inputs]ᵀ.
 //!
-//! cuBLASLt names candidates for a product and guesses which is fastest. The first product of a shape and bucket of rows times
-//! them, and the table keeps the winner. Which one that is may differ from one start to the next, and with it the order of
-//! summation; within a process a shape and a number of rows always have the same.
+//! cuBLASLt names candidates for a product and guesses which is fastest. The first product of a shape and
+//! bucket of rows times them, and the table keeps the winner. Which one that is may differ from one start to
+//! the next, and with it the order of summation; within a process a shape and a number of rows always have the
+//! same.
 
 mod library;
 mod plan;
@@ -52,12 +53,13 @@ impl Products {
         Ok(Self { gpu: gpu.clone(), workspace, plans: HashMap::new(), handle })
     }
 
-    /// Computes a product, when the stream gets there. The first of its shape, by [`bucket`](Shape::bucket) of rows, times
-    /// the candidates and waits, unless a graph is being recorded: then the library's first guess is taken, for good.
+    /// Computes a product, when the stream gets there. The first of its shape, by [`bucket`](Shape::bucket) of
+    /// rows, times the candidates and waits, unless a graph is being recorded: then the library's first guess
+    /// is taken, for good.
     ///
     /// # Errors
-    /// A view is too short, not at a multiple of 16 bytes or of another GPU, or the sizes are none of a product; the library
-    /// knows no algorithm.
+    /// A view is too short, not at a multiple of 16 bytes or of another GPU, or the sizes are none of a
+    /// product; the library knows no algorithm.
     pub fn multiply(&mut self, product: &Product<'_>) -> Result<()> {
         product.check(&self.gpu.context)?;
         if product.num_rows == 0 {

@@ -36,8 +36,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The library thinks in columns: a row-major matrix is its transpose there, so out ᵀ = weight · xᵀ, of which weight,
-    /// being transposed already, is transposed again.
+    /// The library thinks in columns: a row-major matrix is its transpose there, so out ᵀ = weight · xᵀ, of
+    /// which weight, being transposed already, is transposed again.
     pub(super) fn new(shape: Shape) -> Result<Self> {
         let element = shape.element.data_type();
         Ok(Self {
@@ -71,7 +71,8 @@ impl Plan {
         if self.start(means, product, &algorithm, out).is_ok() {
             return Ok(());
         }
-        // Chosen for another number of rows of the bucket, for this one it needs more workspace or whatever else it lacks.
+        // Chosen for another number of rows of the bucket, for this one it needs more workspace or whatever
+        // else it lacks.
         let exception = self.candidates(means)?.first().copied().ok_or_else(|| self.no_algorithm(product))?;
         self.exceptions.insert(product.num_rows, exception);
         self.start(means, product, &exception, out)
@@ -84,8 +85,9 @@ impl Plan {
         if candidates.len() == 1 || means.gpu.context.recording().is_on {
             return Ok(guess);
         }
-        // The result goes elsewhere meanwhile: what is added once must not be added again. Also this memory is so large
-        // that between two runs it can push everything else out of the cache, where a model's weights are not found either.
+        // The result goes elsewhere meanwhile: what is added once must not be added again. Also this memory is
+        // so large that between two runs it can push everything else out of the cache, where a model's weights
+        // are not found either.
         let scratch_bytes = self.shape.out_bytes(product.num_rows)?.max(means.gpu.l2_bytes());
         let scratch = match means.gpu.alloc(scratch_bytes) {
             Ok(scratch) => scratch,
@@ -172,9 +174,10 @@ impl Plan {
         let alpha = 1.0_f32;
         let beta = if self.shape.output == Output::AddToF32 { 1.0_f32 } else { 0.0 };
         let pointer = |address: u64| std::ptr::without_provenance_mut::<std::ffi::c_void>(address as usize);
-        // SAFETY: all objects live. The views have been checked: as many bytes as the layouts say are allocated, and stay so
-        // until the stream is done with them, like the workspace, which the one stream uses for one product at a time. The
-        // library reads the two factors before it returns. A context is current.
+        // SAFETY: all objects live. The views have been checked: as many bytes as the layouts say are
+        // allocated, and stay so until the stream is done with them, like the workspace, which the one stream
+        // uses for one product at a time. The library reads the two factors before it returns. A context is
+        // current.
         check("cublasLtMatmul", unsafe {
             sys::cublasLtMatmul(
                 means.handle.0,
