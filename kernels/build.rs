@@ -43,7 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         None => println!(
-            "cargo::warning=no nvcc (FUSED_NVCC, CUDA_HOME, PATH): the CUDA kernels will be compiled at the first start, by NVRTC"
+            "cargo::warning=no nvcc (FUSED_NVCC, CUDA_HOME, PATH): the CUDA kernels will be compiled at the \
+             first start, by NVRTC"
         ),
     }
     list.push_str("]\n");

@@ -31,7 +31,8 @@ impl Checked {
         let alignment = if num_cols == 1 { element_bytes as u64 } else { 16 };
         if !is_long_enough || !view.address().is_multiple_of(alignment) {
             return self.refuse(format!(
-                "{name} needs {num_rows} rows of {num_cols} times {element_bytes} bytes at a multiple of {alignment}, and has \
+                "{name} needs {num_rows} rows of {num_cols} times {element_bytes} bytes at a multiple of \
+                 {alignment}, and has \
                  {} bytes at {:#x}",
                 view.len(),
                 view.address()

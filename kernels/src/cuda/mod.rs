@@ -2,11 +2,11 @@
 //!
 //! A function checks everything that the host can know: element types, shapes, alignment, that every buffer is
 //! long enough for what the kernel will touch, and the shape of the launch. What stands in device memory it
-//! cannot see: ids and indices are the runner's word, and so are the [`Slots`], which hold addresses. Wrong
-//! token ids and positions do no harm (the kernels clamp them to the table they look into).
+//! cannot see: ids and indices are the runner's word, and so are the [`Slots`], which hold addresses. No
+//! token id can do harm: the kernels clamp ids, and positions, to the table that they look into.
 //!
 //! The work is the CPU's, in other types: the residual stream and all sums are f32, everything between two
-//! products is bf16 or f16. `tests/cuda_parity.rs` compares each kernel with this crate's f32 functions.
+//! products is bf16 or f16. `tests/cuda_parity` compares each kernel with this crate's f32 functions.
 
 mod error;
 mod image;

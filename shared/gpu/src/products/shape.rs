@@ -124,7 +124,8 @@ impl Product<'_> {
             context.is(view.buffer().context())?;
             if view.len() < bytes || !view.address().is_multiple_of(ALIGNMENT as u64) {
                 return Err(Error::Illegal(format!(
-                    "{name} of a product of {} rows of {shape:?} needs {bytes} bytes at a multiple of {ALIGNMENT}, and has \
+                    "{name} of a product of {} rows of {shape:?} needs {bytes} bytes at a multiple of \
+                     {ALIGNMENT}, and has \
                      {} at {:#x}",
                     self.num_rows,
                     view.len(),
