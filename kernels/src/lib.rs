@@ -1,4 +1,5 @@
-//! The arithmetic of the forward pass on the CPU: f32 compute, weights in their own precision.
+//! The arithmetic of the forward pass: on the CPU here, in f32 with weights in their own precision, and on an NVIDIA GPU in
+//! `cuda` (with the feature of that name), for which what is here is the reference.
 //!
 //! Every function here is *batch-invariant*: a row's result is the same bit for bit whatever other rows are in the
 //! batch, however many threads run, and into whatever chunks a prompt was cut. "The same seed gives the same text
@@ -14,6 +15,9 @@
 mod simd;
 #[cfg(test)]
 mod testing;
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 mod activation;
 mod attention;

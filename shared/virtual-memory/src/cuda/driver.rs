@@ -151,8 +151,9 @@ impl Driver {
         // SAFETY: the caller has checked the device's side; the host's is borrowed and as long as is said.
         check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(at.0, bytes.as_ptr().cast(), bytes.len()) })?;
         // That call may return when the bytes are staged and not yet there, and unmapping would not wait for them.
-        // SAFETY: a context is current.
-        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
+        // Not for the whole context, which is an error, and spoils the recording, while some thread records a graph.
+        // SAFETY: a context is current; null is its default stream, which the copy was on.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) })
     }
 
     fn location(&self) -> sys::CUmemLocation {

@@ -1,0 +1,264 @@
+// The kernels between the matrix products: each works on rows, a token a row.
+//
+// T: Bf16 or F16, the type of weights, keys and values, and of what goes into a product. The residual stream is f32.
+#include "device.cuh"
+
+// ---- embed --------------------------------------------------------------------------------------------------------------
+// residual[row] = embedding[tokens[row]] (+ learned[positions[row]]).
+// embedding T [vocab, width], learned f32 [positions, width] or null, residual f32 [rows, width]. A block has a row; width is
+// a multiple of 8. Bytes: 6 (10) a number. No id can make the GPU fault, and so end everybody's requests: one that is too high
+// counts as the last.
+struct EmbedParams {
+    const void* embedding;
+    const float* learned;
+    const int* tokens;
+    const int* positions;
+    float* residual;
+    int width;
+    int num_tokens;
+    int num_positions;
+};
+
+template <class T> __device__ void embed(const EmbedParams& p) {
+    u32 token = min(u32(p.tokens[blockIdx.x]), u32(p.num_tokens - 1));
+    const Pack8* source = (const Pack8*)((const T*)p.embedding + u64(token) * p.width);
+    const float4* learned = nullptr;
+    if (p.learned)
+        learned = (const float4*)(p.learned + u64(min(u32(p.positions[blockIdx.x]), u32(p.num_positions - 1))) * p.width);
+    float4* out = (float4*)(p.residual + u64(blockIdx.x) * p.width);
+    for (int i = threadIdx.x; i < p.width / 8; i += blockDim.x) {
+        float x[8];
+        unpack8<T>(source[i], x);
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            float4 a = learned ? learned[2 * i + j] : make_float4(0, 0, 0, 0);
+            out[2 * i + j] = make_float4(x[4 * j] + a.x, x[4 * j + 1] + a.y, x[4 * j + 2] + a.z, x[4 * j + 3] + a.w);
+        }
+    }
+}
+extern "C" __global__ void embed_bf16(const __grid_constant__ EmbedParams p) { embed<Bf16>(p); }
+extern "C" __global__ void embed_f16(const __grid_constant__ EmbedParams p) { embed<F16>(p); }
+
+// ---- norm ---------------------------------------------------------------------------------------------------------------
+// residual[row] += added (where given, once: the bias of the product that was added to it before);
+// out[i] = norm(residual[rows[i]]) · weight (+ bias), RMSNorm or, where `bias` is given, LayerNorm.
+// residual f32 [*, width]; added, weight, bias f32 [width]; rows null: i itself; out T [grid, width]. A block has a row and
+// reads it twice, the second time from the cache. Bytes: 6 a number.
+struct NormParams {
+    float* residual;
+    const float* added;
+    const float* weight;
+    const float* bias;
+    const int* rows;
+    void* out;
+    int width;
+    float epsilon;
+    int num_residual_rows;
+};
+
+template <class T> __device__ void norm(const NormParams& p) {
+    __shared__ float shared[32], shared_2[32];
+    u32 row = min(p.rows ? u32(p.rows[blockIdx.x]) : blockIdx.x, u32(p.num_residual_rows - 1));
+    float* x = p.residual + u64(row) * p.width;
+    float sum = 0.0f, squares = 0.0f;
+    for (int i = threadIdx.x * 4; i < p.width; i += blockDim.x * 4) {
+        float4 v = *(float4*)(x + i);
+        if (p.added) {
+            float4 a = *(const float4*)(p.added + i);
+            v = make_float4(v.x + a.x, v.y + a.y, v.z + a.z, v.w + a.w);
+            *(float4*)(x + i) = v;
+        }
+        sum += v.x + v.y + v.z + v.w;
+        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    float mean = 0.0f, variance;
+    if (p.bias) {
+        mean = block_sum(sum, shared) / p.width;
+        // The second pass about the mean: the difference of squares would lose what a large mean hides.
+        float about = 0.0f;
+        for (int i = threadIdx.x * 4; i < p.width; i += blockDim.x * 4) {
+            float4 v = *(float4*)(x + i);
+            float a = v.x - mean, b = v.y - mean, c = v.z - mean, d = v.w - mean;
+            about += a * a + b * b + c * c + d * d;
+        }
+        variance = block_sum(about, shared_2) / p.width;
+    } else {
+        variance = block_sum(squares, shared) / p.width;
+    }
+    float scale = rsqrtf(variance + p.epsilon);
+    T* out = (T*)p.out + u64(blockIdx.x) * p.width;
+    for (int i = threadIdx.x * 4; i < p.width; i += blockDim.x * 4) {
+        float4 v = *(float4*)(x + i);
+        float4 w = *(const float4*)(p.weight + i);
+        float4 b = p.bias ? *(const float4*)(p.bias + i) : make_float4(0, 0, 0, 0);
+        uint2 packed;
+        packed.x = pack<T>((v.x - mean) * scale * w.x + b.x, (v.y - mean) * scale * w.y + b.y);
+        packed.y = pack<T>((v.z - mean) * scale * w.z + b.z, (v.w - mean) * scale * w.w + b.w);
+        *(uint2*)(out + i) = packed;
+    }
+}
+extern "C" __global__ void norm_bf16(const __grid_constant__ NormParams p) { norm<Bf16>(p); }
+extern "C" __global__ void norm_f16(const __grid_constant__ NormParams p) { norm<F16>(p); }
+
+// ---- heads --------------------------------------------------------------------------------------------------------------
+// For each head of qkv[row] = [queries | keys | values]: + bias; queries and keys normed (where weights are given) and turned
+// by their position (where angles are given); queries back in place, keys and values into the row's slot.
+// qkv T [rows, (heads + 2 kv_heads) · dim], bias f32 or null, query_norm / key_norm f32 [dim] or null,
+// angles f32 [positions, dim]: cosines, then sines; slots: the device address of each row's slot, of which a token's
+// keys of this layer begin `keys_offset` bytes behind `position · token_stride`, and its values `plane` bytes behind those.
+// grid: (rows, pieces of eight heads). A warp has a head; dim is up to 128. Bytes: 4 a number, and 2 more of keys and values.
+struct HeadsParams {
+    void* qkv;
+    const float* bias;
+    const float* query_norm;
+    const float* key_norm;
+    const float* angles;
+    const int* positions;
+    const u64* slots;
+    u64 token_stride;
+    u64 keys_offset;
+    int num_heads;
+    int num_kv_heads;
+    int dim;
+    float epsilon;
+    int num_positions;
+};
+
+template <class T> __device__ void heads(const HeadsParams& p) {
+    int row = blockIdx.x, lane = threadIdx.x % 32;
+    int num_all = p.num_heads + 2 * p.num_kv_heads, half = p.dim / 2;
+    int position = p.positions[row];
+    u64 slot = p.slots[row];
+    int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
+    if (head >= num_all) return;
+    T* x = (T*)p.qkv + u64(row) * num_all * p.dim + head * p.dim;
+    bool is_query = head < p.num_heads, is_value = head >= p.num_heads + p.num_kv_heads;
+    const float* weight = is_value ? nullptr : is_query ? p.query_norm : p.key_norm;
+    // Element i of the first half belongs to element i of the second; a lane has up to two pairs.
+    float first[2], second[2], squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        int i = lane + 32 * j;
+        first[j] = second[j] = 0.0f;
+        if (i < half) {
+            first[j] = widen(x[i]) + (p.bias ? p.bias[head * p.dim + i] : 0.0f);
+            second[j] = widen(x[i + half]) + (p.bias ? p.bias[head * p.dim + i + half] : 0.0f);
+            squares += first[j] * first[j] + second[j] * second[j];
+        }
+    }
+    float scale = weight ? rsqrtf(warp_sum(squares) / p.dim + p.epsilon) : 1.0f;
+    T* kept = x;
+    if (!is_query) {
+        int kv_head = is_value ? head - p.num_heads - p.num_kv_heads : head - p.num_heads;
+        u64 plane = u64(p.num_kv_heads) * p.dim * sizeof(T);
+        u64 address = slot + u64(position) * p.token_stride + p.keys_offset + (is_value ? plane : 0);
+        // A row that pads a batch has no slot.
+        kept = slot ? (T*)address + kv_head * p.dim : nullptr;
+    }
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        int i = lane + 32 * j;
+        if (i >= half || !kept) continue;
+        float a = first[j], b = second[j];
+        if (weight) {
+            a *= scale * weight[i];
+            b *= scale * weight[i + half];
+        }
+        if (p.angles && !is_value) {
+            const float* angles = p.angles + u64(min(u32(position), u32(p.num_positions - 1))) * p.dim;
+            float cosine = angles[i], sine = angles[half + i];
+            float turned = a * cosine - b * sine;
+            b = b * cosine + a * sine;
+            a = turned;
+        }
+        kept[i] = narrow<T>(a);
+        kept[i + half] = narrow<T>(b);
+    }
+}
+extern "C" __global__ void heads_bf16(const __grid_constant__ HeadsParams p) { heads<Bf16>(p); }
+extern "C" __global__ void heads_f16(const __grid_constant__ HeadsParams p) { heads<F16>(p); }
+
+// ---- activation ---------------------------------------------------------------------------------------------------------
+// out[row] = f(gate + bias) · (up + bias) where gated, f(up + bias) where plain.
+// x T [rows, width or 2 · width] (gate, then up), bias f32 or null, out T [rows, width]. grid: (pieces of a row, rows).
+// Bytes: 6 (4) a number.
+struct ActivationParams {
+    const void* x;
+    const float* bias;
+    void* out;
+    int width;
+    int kind;  // 0 SiLU, 1 GELU, 2 GELU by tanh, 3 ReLU
+    int is_gated;
+};
+
+__device__ __forceinline__ float activate(float x, int kind) {
+    switch (kind) {
+        case 0: return x / (1.0f + __expf(-x));
+        case 1: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+        case 2: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+        default: return fmaxf(x, 0.0f);
+    }
+}
+
+template <class T> __device__ void activation(const ActivationParams& p) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= p.width / 8) return;
+    u64 row = blockIdx.y;
+    const T* x = (const T*)p.x + row * p.width * (p.is_gated ? 2 : 1);
+    float a[8], b[8];
+    unpack8<T>(((const Pack8*)x)[i], a);
+    if (p.is_gated) unpack8<T>(((const Pack8*)(x + p.width))[i], b);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float bias = p.bias ? p.bias[8 * i + j] : 0.0f;
+        a[j] = activate(a[j] + bias, p.kind);
+        if (p.is_gated) a[j] *= b[j] + (p.bias ? p.bias[p.width + 8 * i + j] : 0.0f);
+    }
+    ((Pack8*)((T*)p.out + row * p.width))[i] = pack8<T>(a);
+}
+extern "C" __global__ void activation_bf16(const __grid_constant__ ActivationParams p) { activation<Bf16>(p); }
+extern "C" __global__ void activation_f16(const __grid_constant__ ActivationParams p) { activation<F16>(p); }
+
+// ---- likeliest ----------------------------------------------------------------------------------------------------------
+// tokens[row] = the index of the largest of logits[row], the lowest among equals; 0 where none is a number.
+// logits f32 [rows, vocab]. A block has a row. Bytes: 4 a number.
+struct LikeliestParams {
+    const float* logits;
+    int* tokens;
+    int vocab;
+};
+
+extern "C" __global__ void likeliest(const __grid_constant__ LikeliestParams p) {
+    __shared__ float best_values[32];
+    __shared__ int best_ids[32];
+    const float* row = p.logits + u64(blockIdx.x) * p.vocab;
+    float value = -__int_as_float(0x7f800000);
+    int id = 0x7fffffff;
+    // Eight loads on their way at a time: a row is all that a multiprocessor has to do. A row of an odd vocabulary begins
+    // where no wide load may.
+    for (int i = threadIdx.x; i < p.vocab; i += 8 * blockDim.x) {
+        float logits[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            int at = i + j * blockDim.x;
+            logits[j] = at < p.vocab ? row[at] : -__int_as_float(0x7f800000);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (logits[j] > value) value = logits[j], id = i + j * blockDim.x;
+    }
+    auto take = [&](float other, int other_id) {
+        if (other > value || (other == value && other_id < id)) value = other, id = other_id;
+    };
+    for (int offset = 16; offset > 0; offset /= 2)
+        take(__shfl_xor_sync(0xffffffff, value, offset), __shfl_xor_sync(0xffffffff, id, offset));
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (lane == 0) best_values[warp] = value, best_ids[warp] = id;
+    __syncthreads();
+    if (warp > 0) return;
+    value = lane < blockDim.x / 32 ? best_values[lane] : -__int_as_float(0x7f800000);
+    id = lane < blockDim.x / 32 ? best_ids[lane] : 0x7fffffff;
+    for (int offset = 16; offset > 0; offset /= 2)
+        take(__shfl_xor_sync(0xffffffff, value, offset), __shfl_xor_sync(0xffffffff, id, offset));
+    if (lane == 0) p.tokens[blockIdx.x] = id < p.vocab ? id : 0;
+}

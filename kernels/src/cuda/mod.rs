@@ -1,0 +1,29 @@
+//! The forward pass on an NVIDIA GPU: own CUDA C++ in `kernels/cuda`, and one safe function per kernel here.
+//!
+//! A function checks everything that the host can know: element types, shapes, alignment, that every buffer is
+//! long enough for what the kernel will touch, and the shape of the launch. What stands in device memory it
+//! cannot see: ids and indices are the runner's word, and so are the [`Slots`], which hold addresses. No
+//! token id can do harm: the kernels clamp ids, and positions, to the table that they look into.
+//!
+//! The work is the CPU's, in other types: the residual stream and all sums are f32, everything between two
+//! products is bf16 or f16. `tests/cuda_parity` compares each kernel with this crate's f32 functions.
+
+mod error;
+mod image;
+mod kernels;
+
+mod checked;
+mod slots;
+
+mod attention;
+mod rows;
+
+pub use attention::{
+    Attention, Decode, HEAD_DIMS, MAX_SPLITS, Prefill, TILE_ROWS, num_splits, partial_bytes, prefill_tiles,
+};
+pub use error::{Error, Result};
+pub use fused_gpu::Element;
+pub use image::Origin;
+pub use kernels::Kernels;
+pub use rows::{Activate, Embed, Heads, Likeliest, Norm};
+pub use slots::{HeadShape, KvLayout, Slots};

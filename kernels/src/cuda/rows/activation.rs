@@ -1,0 +1,72 @@
+#![allow(unsafe_code, reason = "a kernel's launch, whose demands are answered one by one")]
+
+use fused_gpu::{Element, View};
+
+use super::super::checked::{Checked, ELEMENT_BYTES};
+use super::super::{Kernels, Result};
+use super::BLOCK;
+use crate::Activation;
+
+/// out\[row\] = f(gate + bias) · (up + bias), or f(x + bias) where there is no gate.
+#[derive(Clone, Copy, Debug)]
+pub struct Activate<'a> {
+    /// f.
+    pub activation: Activation,
+    /// Whether a row of `x` holds its gate, then its up.
+    pub is_gated: bool,
+    /// The type of `x` and `out`.
+    pub element: Element,
+    /// Elements of a row of `out`; a multiple of 8.
+    pub width: usize,
+    /// Tokens, 65,535 at most.
+    pub num_rows: usize,
+    /// `[rows, width]`, or `[rows, 2 width]` with a gate.
+    pub x: View<'a>,
+    /// f32 `[width]`, or `[2 width]` with a gate.
+    pub bias: Option<View<'a>>,
+    /// `[rows, width]`.
+    pub out: View<'a>,
+}
+
+/// As in `cuda/rows.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Params {
+    x: u64,
+    bias: u64,
+    out: u64,
+    width: i32,
+    kind: i32,
+    is_gated: i32,
+}
+
+impl Kernels {
+    /// Applies the function between a feed-forward block's two products.
+    ///
+    /// # Errors
+    /// Shapes or buffers disagree; whatever the driver refuses.
+    pub fn activate(&self, activate: &Activate<'_>) -> Result<()> {
+        let checked = Checked { kernel: "activation" };
+        let (rows, width) = (activate.num_rows, activate.width);
+        let num_inputs = width.saturating_mul(if activate.is_gated { 2 } else { 1 });
+        let params = Params {
+            x: checked.matrix("x", activate.x, rows, num_inputs, ELEMENT_BYTES)?,
+            bias: checked.vector("bias", activate.bias, num_inputs)?,
+            out: checked.matrix("out", activate.out, rows, width, ELEMENT_BYTES)?,
+            width: checked.multiple("width", width, 8)?,
+            kind: match activate.activation {
+                Activation::Silu => 0,
+                Activation::Gelu => 1,
+                Activation::GeluTanh => 2,
+                Activation::Relu => 3,
+            },
+            is_gated: i32::from(activate.is_gated),
+        };
+        let num_pieces = (width / 8).div_ceil(BLOCK as usize);
+        let grid = (checked.grid_x(num_pieces)?, checked.grid_yz(rows)?, 1);
+        // SAFETY: `Params` is the kernel's struct. A thread has eight elements of a row and leaves where there
+        // are none; rows begin at multiples of 16 bytes. It has no dynamic shared memory.
+        unsafe { self.gpu.launch(self.rows.activation.of(activate.element), grid, BLOCK, 0, &params)? };
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! The kernels between the matrix products (`cuda/rows.cu`), a token a row.
+
+mod activation;
+mod embed;
+mod heads;
+mod likeliest;
+mod norm;
+
+use fused_gpu::{Kernel, Module};
+
+pub use activation::Activate;
+pub use embed::Embed;
+pub use heads::Heads;
+pub use likeliest::Likeliest;
+pub use norm::Norm;
+
+use super::Result;
+use super::checked::ByElement;
+
+/// Threads of a block that has a row, or a piece of one.
+const BLOCK: u32 = 256;
+
+/// The loaded kernels.
+#[derive(Debug)]
+pub(super) struct RowKernels {
+    embed: ByElement<Kernel>,
+    norm: ByElement<Kernel>,
+    heads: ByElement<Kernel>,
+    activation: ByElement<Kernel>,
+    likeliest: Kernel,
+}
+
+impl RowKernels {
+    pub(super) fn load(module: &Module) -> Result<Self> {
+        let load = |name: &str| ByElement::load(|element| module.kernel(&format!("{name}_{element}"), 0));
+        Ok(Self {
+            embed: load("embed")?,
+            norm: load("norm")?,
+            heads: load("heads")?,
+            activation: load("activation")?,
+            likeliest: module.kernel("likeliest", 0)?,
+        })
+    }
+}

@@ -1,0 +1,128 @@
+use fused_gpu::{Output, Product, Products, Shape};
+use fused_kernels::cuda::Element;
+use fused_kernels::{Elements, Matrix, linear};
+use half::{bf16, f16};
+
+use crate::device::{
+    ELEMENTS, Guarded, elements, f32s, from_bytes, kernels, numbers, relative_error, rounded, rounding_error,
+};
+
+/// Rows, outputs, inputs: those of models, large and small, and some of none.
+const SIZES: [(usize, usize, usize); 9] = [
+    (1, 8, 8),
+    (3, 40, 24),
+    (1, 6144, 4096),
+    (17, 768, 3072),
+    (5, 50_257, 768),
+    (300, 2304, 768),
+    (64, 1000, 256),
+    (513, 512, 1024),
+    (2, 5, 16),
+];
+
+#[test]
+fn products_agree_with_the_reference() {
+    let Some(kernels) = kernels() else { return };
+    let gpu = kernels.gpu();
+    let mut products = Products::new(gpu).unwrap();
+    for element in ELEMENTS {
+        for (num_rows, num_outputs, num_inputs) in SIZES {
+            let x = rounded(element, &numbers(num_rows * num_inputs, 1));
+            let weight = rounded(element, &numbers(num_outputs * num_inputs, 2));
+            let before = numbers(num_rows * num_outputs, 3);
+            let matrix = pack(element, &weight, num_outputs, num_inputs);
+            let mut wanted = vec![0.0; num_rows * num_outputs];
+            linear(&x, &matrix, None, &mut wanted);
+            let (x, weight) = (elements(gpu, element, &x), elements(gpu, element, &weight));
+            for output in [Output::Element, Output::F32, Output::AddToF32] {
+                let shape = Shape { num_inputs, num_outputs, element, output };
+                let mut run = || {
+                    let out = match output {
+                        Output::AddToF32 => Guarded::of(gpu, bytemuck::cast_slice(&before)),
+                        _ => Guarded::new(gpu, shape.out_bytes(num_rows).unwrap()),
+                    };
+                    let product =
+                        Product { shape, num_rows, x: x.view(), weight: weight.view(), out: out.view() };
+                    products.multiply(&product).unwrap();
+                    out.bytes()
+                };
+                let bytes = run();
+                // Sums of f32 in another order; the result is rounded once.
+                let (got, allowed) = match output {
+                    Output::Element => {
+                        (from_bytes(element, &bytes), 2.0 * f64::from(rounding_error(element)))
+                    }
+                    _ => (f32s(&bytes), 1e-5),
+                };
+                let wanted: Vec<f32> = match output {
+                    Output::AddToF32 => {
+                        wanted.iter().zip(&before).map(|(sum, before)| sum + before).collect()
+                    }
+                    _ => wanted.clone(),
+                };
+                let error = relative_error(&got, &wanted);
+                assert!(error <= allowed, "{num_rows} rows of {shape:?}: off by {error}");
+                assert!(run() == bytes, "again: {num_rows} rows of {shape:?}");
+            }
+        }
+    }
+}
+
+/// A bucket's algorithm serves all its numbers of rows, whichever came first.
+#[test]
+fn every_number_of_rows_of_a_bucket_has_its_product() {
+    let Some(kernels) = kernels() else { return };
+    let gpu = kernels.gpu();
+    let mut products = Products::new(gpu).unwrap();
+    let (num_outputs, num_inputs, element) = (264, 136, Element::Bf16);
+    let x = rounded(element, &numbers(130 * num_inputs, 1));
+    let weight = rounded(element, &numbers(num_outputs * num_inputs, 2));
+    let mut wanted = vec![0.0; 130 * num_outputs];
+    linear(&x, &pack(element, &weight, num_outputs, num_inputs), None, &mut wanted);
+    let (x, weight) = (elements(gpu, element, &x), elements(gpu, element, &weight));
+    let shape = Shape { num_inputs, num_outputs, element, output: Output::F32 };
+    for num_rows in [128, 65, 66, 100, 127, 1, 33, 64, 7, 6, 5, 8, 130] {
+        let out = Guarded::new(gpu, shape.out_bytes(num_rows).unwrap());
+        products
+            .multiply(&Product { shape, num_rows, x: x.view(), weight: weight.view(), out: out.view() })
+            .unwrap();
+        let error = relative_error(&out.f32s(), &wanted[..num_rows * num_outputs]);
+        assert!(error <= 1e-5, "{num_rows} rows: off by {error}");
+    }
+}
+
+#[test]
+fn what_is_too_short_is_refused() {
+    let Some(kernels) = kernels() else { return };
+    let gpu = kernels.gpu();
+    let mut products = Products::new(gpu).unwrap();
+    let bytes = gpu.alloc_zeroed(1 << 16).unwrap();
+    let shape = Shape { num_inputs: 64, num_outputs: 64, element: Element::Bf16, output: Output::F32 };
+    let fits = Product { shape, num_rows: 4, x: bytes.view(), weight: bytes.view(), out: bytes.view() };
+    for wrong in [
+        Product { num_rows: 513, ..fits },
+        Product { num_rows: usize::MAX, ..fits },
+        Product { shape: Shape { num_inputs: 0, ..shape }, ..fits },
+        Product { x: bytes.slice(0..511).unwrap(), ..fits },
+        Product { out: bytes.slice(8..1 << 15).unwrap(), ..fits },
+    ] {
+        let error = products.multiply(&wrong).unwrap_err().to_string();
+        assert!(error.contains("product of"), "{error}");
+    }
+    products.multiply(&Product { num_rows: 0, ..fits }).unwrap();
+    let elsewhere = fused_gpu::Gpu::open(0).unwrap();
+    assert!(Products::new(&elsewhere).unwrap().multiply(&fits).is_err());
+}
+
+fn pack(element: Element, weight: &[f32], num_outputs: usize, num_inputs: usize) -> Matrix {
+    match element {
+        Element::Bf16 => {
+            let weight: Vec<bf16> = weight.iter().map(|&weight| bf16::from_f32(weight)).collect();
+            Matrix::pack(Elements::Bf16(&weight), num_outputs, num_inputs).unwrap()
+        }
+        Element::F16 => {
+            let weight: Vec<f16> = weight.iter().map(|&weight| f16::from_f32(weight)).collect();
+            Matrix::pack(Elements::F16(&weight), num_outputs, num_inputs).unwrap()
+        }
+    }
+}
