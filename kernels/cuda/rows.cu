@@ -1,4 +1,4 @@
-// The kernels between the matrix products: each works on rows, a token a row.
+// The kernels between the matrix products, each of which works on rows, a token a row; and the product of few rows.
 //
 // T: Bf16 or F16, the type of weights, keys and values, and of what goes into a product. The residual stream is f32.
 #include "device.cuh"
@@ -262,3 +262,84 @@ extern "C" __global__ void likeliest(const __grid_constant__ LikeliestParams p) 
         take(__shfl_xor_sync(0xffffffff, value, offset), __shfl_xor_sync(0xffffffff, id, offset));
     if (lane == 0) p.tokens[blockIdx.x] = id < p.vocab ? id : 0;
 }
+
+// ---- few ----------------------------------------------------------------------------------------------------------------
+// out[rows, outputs] = x[rows, inputs] · weight[outputs, inputs]ᵀ for one to four rows: all the time goes into reading the
+// weight once, and a library's tiles of many rows read it no faster and begin later.
+// x, weight T; out T, f32, or f32 that is added to. A block has four outputs, whose inputs its threads share in pieces of
+// eight; grid: outputs / 4. inputs is a multiple of 8. Bytes: 2 a weight.
+struct FewParams {
+    const void* x;
+    const void* weight;
+    void* out;
+    int num_inputs;
+    int num_outputs;
+    int kind;  // 0: T, 1: f32, 2: added to f32
+};
+constexpr int FEW_OUTPUTS = 4;
+
+// Read once, by one block: it need not stay in the first cache.
+__device__ __forceinline__ Pack8 load_once(const Pack8* address) {
+    Pack8 out;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(out.words[0]), "=r"(out.words[1]), "=r"(out.words[2]), "=r"(out.words[3])
+                 : "l"(address));
+    return out;
+}
+
+template <class T, int ROWS> __device__ void few(const FewParams& p) {
+    __shared__ float shared[8][FEW_OUTPUTS * ROWS];
+    int first = blockIdx.x * FEW_OUTPUTS;
+    float sums[FEW_OUTPUTS][ROWS] = {};
+    for (int i = threadIdx.x; i < p.num_inputs / 8; i += blockDim.x) {
+        Pack8 packs[FEW_OUTPUTS];
+#pragma unroll
+        for (int o = 0; o < FEW_OUTPUTS; o++) {
+            // The last block's missing outputs are the last one again, and are not written.
+            u64 output = min(first + o, p.num_outputs - 1);
+            packs[o] = load_once((const Pack8*)((const T*)p.weight + output * p.num_inputs) + i);
+        }
+        float x[ROWS][8];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) unpack8<T>(((const Pack8*)((const T*)p.x + u64(r) * p.num_inputs))[i], x[r]);
+#pragma unroll
+        for (int o = 0; o < FEW_OUTPUTS; o++) {
+            float weight[8];
+            unpack8<T>(packs[o], weight);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int j = 0; j < 8; j++) sums[o][r] += weight[j] * x[r][j];
+        }
+    }
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int o = 0; o < FEW_OUTPUTS; o++)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float sum = warp_sum(sums[o][r]);
+            if (lane == 0) shared[warp][o * ROWS + r] = sum;
+        }
+    __syncthreads();
+    if (threadIdx.x >= FEW_OUTPUTS * ROWS) return;
+    int output = first + threadIdx.x / ROWS;
+    if (output >= p.num_outputs) return;
+    float sum = 0.0f;
+    for (int w = 0; w < blockDim.x / 32; w++) sum += shared[w][threadIdx.x];
+    u64 place = u64(threadIdx.x % ROWS) * p.num_outputs + output;
+    if (p.kind == 0) ((T*)p.out)[place] = narrow<T>(sum);
+    else if (p.kind == 1) ((float*)p.out)[place] = sum;
+    else ((float*)p.out)[place] += sum;
+}
+
+#define FEW(ROWS)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) few_bf16_##ROWS(const __grid_constant__ FewParams p) {           \
+        few<Bf16, ROWS>(p);                                                                                            \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) few_f16_##ROWS(const __grid_constant__ FewParams p) {            \
+        few<F16, ROWS>(p);                                                                                             \
+    }
+FEW(1)
+FEW(2)
+FEW(3)
+FEW(4)

@@ -25,5 +25,5 @@ pub use error::{Error, Result};
 pub use fused_gpu::Element;
 pub use image::Origin;
 pub use kernels::Kernels;
-pub use rows::{Activate, Embed, Heads, Likeliest, Norm};
+pub use rows::{Activate, Embed, Heads, Likeliest, MAX_FEW_ROWS, Norm};
 pub use slots::{HeadShape, KvLayout, Slots};

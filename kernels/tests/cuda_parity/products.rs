@@ -1,5 +1,5 @@
 use fused_gpu::{Output, Product, Products, Shape};
-use fused_kernels::cuda::Element;
+use fused_kernels::cuda::{Element, MAX_FEW_ROWS};
 use fused_kernels::{Elements, Matrix, linear};
 use half::{bf16, f16};
 
@@ -8,7 +8,7 @@ use crate::device::{
 };
 
 /// Rows, outputs, inputs: those of models, large and small, and some of none.
-const SIZES: [(usize, usize, usize); 9] = [
+const SIZES: [(usize, usize, usize); 12] = [
     (1, 8, 8),
     (3, 40, 24),
     (1, 6144, 4096),
@@ -18,6 +18,9 @@ const SIZES: [(usize, usize, usize); 9] = [
     (64, 1000, 256),
     (513, 512, 1024),
     (2, 5, 16),
+    (1, 4096, 14336),
+    (3, 1023, 768),
+    (4, 50_257, 64),
 ];
 
 #[test]
@@ -36,23 +39,19 @@ fn products_agree_with_the_reference() {
             let (x, weight) = (elements(gpu, element, &x), elements(gpu, element, &weight));
             for output in [Output::Element, Output::F32, Output::AddToF32] {
                 let shape = Shape { num_inputs, num_outputs, element, output };
-                let mut run = || {
+                let mut run = |is_few: bool| {
                     let out = match output {
                         Output::AddToF32 => Guarded::of(gpu, bytemuck::cast_slice(&before)),
                         _ => Guarded::new(gpu, shape.out_bytes(num_rows).unwrap()),
                     };
                     let product =
                         Product { shape, num_rows, x: x.view(), weight: weight.view(), out: out.view() };
-                    products.multiply(&product).unwrap();
-                    out.bytes()
-                };
-                let bytes = run();
-                // Sums of f32 in another order; the result is rounded once.
-                let (got, allowed) = match output {
-                    Output::Element => {
-                        (from_bytes(element, &bytes), 2.0 * f64::from(rounding_error(element)))
+                    if is_few {
+                        kernels.multiply_few(&product).unwrap();
+                    } else {
+                        products.multiply(&product).unwrap();
                     }
-                    _ => (f32s(&bytes), 1e-5),
+                    out.bytes()
                 };
                 let wanted: Vec<f32> = match output {
                     Output::AddToF32 => {
@@ -60,9 +59,20 @@ fn products_agree_with_the_reference() {
                     }
                     _ => wanted.clone(),
                 };
-                let error = relative_error(&got, &wanted);
-                assert!(error <= allowed, "{num_rows} rows of {shape:?}: off by {error}");
-                assert!(run() == bytes, "again: {num_rows} rows of {shape:?}");
+                // By the library, and by our own kernel where there are few rows.
+                for is_few in [false, true].into_iter().take(1 + usize::from(num_rows <= MAX_FEW_ROWS)) {
+                    let bytes = run(is_few);
+                    // Sums of f32 in another order; the result is rounded once.
+                    let (got, allowed) = match output {
+                        Output::Element => {
+                            (from_bytes(element, &bytes), 2.0 * f64::from(rounding_error(element)))
+                        }
+                        _ => (f32s(&bytes), 1e-5),
+                    };
+                    let error = relative_error(&got, &wanted);
+                    assert!(error <= allowed, "{num_rows} rows of {shape:?}, few: {is_few}: off by {error}");
+                    assert!(run(is_few) == bytes, "again: {num_rows} rows of {shape:?}, few: {is_few}");
+                }
             }
         }
     }

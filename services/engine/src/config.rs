@@ -43,6 +43,8 @@ pub struct Config {
     pub target_time_to_first_token: Option<Duration>,
     /// Physical memory for keys and values; none: all slots full, or half of the available memory if that is less.
     pub kv_cache_bytes: Option<u64>,
+    /// The part of a GPU's memory that the process may take, where `kv_cache_bytes` does not say how much keys and values get.
+    pub gpu_memory_utilization: f64,
     /// Bytes of one physical page; none: chosen by the size of KV memory.
     pub page_bytes: Option<usize>,
     /// Requests that wait for a slot; one more is refused.
@@ -69,6 +71,7 @@ impl Default for Config {
             prefix_cache: true,
             target_time_to_first_token: Some(Duration::from_secs(30)),
             kv_cache_bytes: None,
+            gpu_memory_utilization: 0.9,
             page_bytes: None,
             max_waiting_requests: 1024,
             stream_buffer: 4096,
@@ -86,6 +89,28 @@ pub(crate) struct KvNeeds {
     pub(crate) model_max_len: usize,
     /// Memory that can be had; `None` if that is unknown.
     pub(crate) available_bytes: Option<u64>,
+    pub(crate) pages: PageRules,
+}
+
+/// What a kind of memory says about pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageRules {
+    /// Pages are multiples of it.
+    pub(crate) granularity: usize,
+    /// By default; `None`: chosen by the size of KV memory.
+    pub(crate) default_bytes: Option<usize>,
+    /// The most pages of the pool.
+    pub(crate) max_pages: usize,
+    /// Which part of the available memory the pool takes by default: one half, one whole.
+    pub(crate) divisor: u64,
+}
+
+impl PageRules {
+    /// Of the host, which has more to do with its memory.
+    pub(crate) fn host() -> Self {
+        let granularity = LinuxMemory::granularity();
+        Self { granularity, default_bytes: None, max_pages: MAX_PAGES, divisor: 2 }
+    }
 }
 
 /// KV memory as it is going to be.
@@ -110,6 +135,9 @@ impl Config {
                 return Err(Error::setting(setting, "must be at least 1"));
             }
         }
+        if !(self.gpu_memory_utilization > 0.0 && self.gpu_memory_utilization <= 1.0) {
+            return Err(Error::setting("gpu_memory_utilization", "must be over 0 and at most 1"));
+        }
         if self.token_budget < self.max_num_sequences {
             let problem = format!(
                 "is {}, and must be at least max_num_sequences, which is {}: every running sequence takes a token",
@@ -133,8 +161,8 @@ impl Config {
             .checked_mul(needs.layout.token_bytes())
             .and_then(|bytes| bytes.checked_next_multiple_of(MIN_DEFAULT_PAGE_BYTES))
             .and_then(|bytes| bytes.checked_mul(self.max_num_sequences));
-        let pool_bytes = self.pool_bytes(wanted_bytes, needs.available_bytes)?;
-        let page_bytes = self.page_bytes(pool_bytes)?;
+        let pool_bytes = self.pool_bytes(wanted_bytes, needs)?;
+        let page_bytes = self.page_bytes(pool_bytes, needs.pages)?;
         let pool_bytes = pool_bytes - pool_bytes % page_bytes;
         let fitting_len = pool_bytes / needs.layout.token_bytes();
         let size = KvSize {
@@ -170,13 +198,15 @@ impl Config {
     }
 
     /// `wanted_bytes`: all slots full; `None` where that is beyond counting.
-    fn pool_bytes(&self, wanted_bytes: Option<usize>, available_bytes: Option<u64>) -> Result<usize, Error> {
+    fn pool_bytes(&self, wanted_bytes: Option<usize>, needs: KvNeeds) -> Result<usize, Error> {
         let error = |problem| Err(Error::setting("kv_cache_bytes", problem));
-        let bytes = match (self.kv_cache_bytes, available_bytes) {
+        let bytes = match (self.kv_cache_bytes, needs.available_bytes) {
             (None, None) => {
                 return error("must be given: how much memory is available is unknown".to_owned());
             }
-            (None, Some(available)) => wanted_bytes.map_or(u64::MAX, |bytes| bytes as u64).min(available / 2),
+            (None, Some(available)) => {
+                wanted_bytes.map_or(u64::MAX, |bytes| bytes as u64).min(available / needs.pages.divisor)
+            }
             // Linux would promise it and kill the process later.
             (Some(given), Some(available)) if given > available => {
                 return error(format!("is {given}, and {available} bytes of memory are available; lower it"));
@@ -186,14 +216,12 @@ impl Config {
         usize::try_from(bytes).or_else(|_| error(format!("is {bytes}, beyond what can be addressed")))
     }
 
-    fn page_bytes(&self, pool_bytes: usize) -> Result<usize, Error> {
+    fn page_bytes(&self, pool_bytes: usize, rules: PageRules) -> Result<usize, Error> {
         let Some(page_bytes) = self.page_bytes else {
-            return Ok(pool_bytes
-                .div_ceil(MAX_DEFAULT_PAGES)
-                .next_power_of_two()
-                .max(MIN_DEFAULT_PAGE_BYTES));
+            let by_size = pool_bytes.div_ceil(MAX_DEFAULT_PAGES).next_power_of_two();
+            return Ok(rules.default_bytes.unwrap_or_else(|| by_size.max(MIN_DEFAULT_PAGE_BYTES)));
         };
-        let granularity = LinuxMemory::granularity();
+        let PageRules { granularity, max_pages, .. } = rules;
         if page_bytes == 0 || !page_bytes.is_multiple_of(granularity) {
             let problem = format!("is {page_bytes}, and must be a multiple of {granularity}");
             return Err(Error::setting("page_bytes", problem));
@@ -204,9 +232,9 @@ impl Config {
                 format!("is {page_bytes}, more than all KV memory, which is {pool_bytes} bytes; lower it");
             return Err(Error::setting("page_bytes", problem));
         }
-        if num_pages > MAX_PAGES {
+        if num_pages > max_pages {
             let problem = format!(
-                "is {page_bytes}, which makes {num_pages} pages of KV memory; {MAX_PAGES} can be mapped, so raise it"
+                "is {page_bytes}, which makes {num_pages} pages of KV memory; {max_pages} can be mapped, so raise it"
             );
             return Err(Error::setting("page_bytes", problem));
         }
@@ -241,6 +269,7 @@ mod tests {
         layout: KvLayout { num_layers: 32, num_kv_heads: 8, head_dim: 128, bytes_per_element: 2 },
         model_max_len: 8192,
         available_bytes: Some(64 << 30),
+        pages: PageRules { granularity: 4096, default_bytes: None, max_pages: MAX_PAGES, divisor: 2 },
     };
 
     fn refused(config: &Config, needs: KvNeeds) -> String {

@@ -6,9 +6,10 @@ use fused_virtual_memory::LinuxMemory;
 use fused_vocabulary::import::PatchEmbeddings;
 use fused_vocabulary::{Fingerprint, PatchVocabulary, TokenId};
 
-use crate::config::KvNeeds;
+use crate::config::{KvNeeds, KvPlan, PageRules};
 use crate::engine::unix_seconds;
 use crate::kv::KvCache;
+use crate::runner::Runner;
 use crate::runner::cpu::CpuRunner;
 use crate::{Config, Engine, Error, ModelInfo, budget, events, memory};
 
@@ -23,48 +24,86 @@ impl Engine {
     /// A setting that cannot hold, by its name; a model that cannot be read, or does not belong to the patch vocabulary;
     /// a machine without the memory.
     pub fn start_cpu(
-        mut config: Config,
+        config: Config,
         files: &ModelFiles,
         patch: Option<PatchVocabulary>,
         embeddings: Option<&PatchEmbeddings>,
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
         config.check()?;
-        let model_config = ModelConfig::parse(files)?;
-        let fingerprint = vocabulary_fingerprint(files, patch.as_ref())?;
-        let eos_token_ids = eos_token_ids(&model_config, patch.as_ref())?;
+        let adapted = Adapted::new(files, patch)?;
         let checkpoint = Checkpoint::open(files)?;
-        let mut runner = CpuRunner::load(&checkpoint, &model_config, patch.as_ref(), embeddings)?;
-        // Asked now: what the weights take is available no more.
-        let available_bytes = memory::available_bytes();
+        let runner = CpuRunner::load(&checkpoint, &adapted.config, adapted.patch.as_ref(), embeddings)?;
         let needs = KvNeeds {
             layout: runner.kv_layout(),
             model_max_len: runner.shape().max_positions,
-            available_bytes,
+            // Asked now: what the weights take is available no more.
+            available_bytes: memory::available_bytes(),
+            pages: PageRules::host(),
         };
+        let (device, vocab_size) = (runner.device(), runner.shape().vocab_size);
+        let loaded = Loaded { adapted, runner, needs, device, vocab_size };
+        let memory = |plan: &KvPlan| Ok(LinuxMemory::new(plan.page_bytes, plan.size.pool_bytes)?);
+        Self::start_loaded(config, loaded, memory, lifecycle)
+    }
+
+    /// Makes KV memory for a loaded model and starts.
+    pub(crate) fn start_loaded<R: Runner>(
+        mut config: Config,
+        loaded: Loaded<R>,
+        memory: impl FnOnce(&KvPlan) -> Result<R::Memory, Error>,
+        lifecycle: &Lifecycle,
+    ) -> Result<Self, Error> {
+        let Loaded { adapted, mut runner, needs, device, vocab_size } = loaded;
         let plan = config.kv_plan(needs)?;
-        let memory = LinuxMemory::new(plan.page_bytes, plan.size.pool_bytes)?;
-        let mut kv = KvCache::new(memory, needs.layout, plan.size)?;
+        let mut kv = KvCache::new(memory(&plan)?, needs.layout, plan.size)?;
         if let Some(target) = config.target_inter_token_latency {
-            let vocab_size = runner.shape().vocab_size;
             config.token_budget = budget::measure(&mut runner, &mut kv, vocab_size, target)?;
             config.check()?;
         }
         kv.start_mapper()?;
         let model = ModelInfo {
             name: config.model_name.clone(),
-            vocabulary_fingerprint: fingerprint.to_string(),
+            vocabulary_fingerprint: adapted.fingerprint.to_string(),
             max_model_len: plan.size.max_model_len,
-            vocab_size: runner.shape().vocab_size,
-            eos_token_ids,
-            architecture: model_config.family.model_type().to_owned(),
-            dtype: model_config.dtype.map(|dtype| dtype_name(dtype).to_owned()),
-            device: runner.device(),
+            vocab_size,
+            eos_token_ids: adapted.eos_token_ids,
+            architecture: adapted.config.family.model_type().to_owned(),
+            dtype: adapted.config.dtype.map(|dtype| dtype_name(dtype).to_owned()),
+            device,
             max_logprobs: config.max_logprobs,
             created_unix_s: unix_seconds(),
         };
         events::started(&model, &plan, config.token_budget);
         Self::start(&config, model, runner, kv, lifecycle)
+    }
+}
+
+/// A model's files, understood, with the vocabulary it is adapted to.
+pub(crate) struct Adapted {
+    pub(crate) config: ModelConfig,
+    pub(crate) patch: Option<PatchVocabulary>,
+    fingerprint: Fingerprint,
+    eos_token_ids: Vec<TokenId>,
+}
+
+/// A model on its device.
+pub(crate) struct Loaded<R> {
+    pub(crate) adapted: Adapted,
+    pub(crate) runner: R,
+    pub(crate) needs: KvNeeds,
+    pub(crate) device: String,
+    pub(crate) vocab_size: usize,
+}
+
+impl Adapted {
+    /// # Errors
+    /// Files that are missing or make no sense together.
+    pub(crate) fn new(files: &ModelFiles, patch: Option<PatchVocabulary>) -> Result<Self, Error> {
+        let config = ModelConfig::parse(files)?;
+        let fingerprint = vocabulary_fingerprint(files, patch.as_ref())?;
+        let eos_token_ids = eos_token_ids(&config, patch.as_ref())?;
+        Ok(Self { config, patch, fingerprint, eos_token_ids })
     }
 }
 

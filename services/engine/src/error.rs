@@ -24,6 +24,10 @@ pub enum Error {
     /// Memory for keys and values, before any of it is used.
     #[error("no virtual memory for keys and values")]
     Memory(#[from] fused_virtual_memory::Error),
+    /// The GPU, or what it needs on this machine.
+    #[cfg(feature = "cuda")]
+    #[error("the GPU cannot be used")]
+    Gpu(#[from] fused_gpu::Error),
     /// A step that was run without a service around it.
     #[error("the tokens cannot be scored")]
     Score(#[from] crate::runner::RunnerError),

@@ -10,6 +10,8 @@ mod chunk_schedule;
 mod config;
 mod core;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod engine;
 mod error;
 mod events;

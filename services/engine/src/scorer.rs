@@ -5,7 +5,7 @@ use fused_virtual_memory::LinuxMemory;
 use fused_vocabulary::import::PatchEmbeddings;
 use fused_vocabulary::{PatchVocabulary, TokenId};
 
-use crate::config::KvNeeds;
+use crate::config::{KvNeeds, PageRules};
 use crate::kv::{self, KvCache};
 use crate::runner::cpu::CpuRunner;
 use crate::runner::{PromptLogprobStep, Runner, SequenceStep};
@@ -59,6 +59,7 @@ impl Scorer {
             layout: runner.kv_layout(),
             model_max_len: runner.shape().max_positions,
             available_bytes: memory::available_bytes(),
+            pages: PageRules::host(),
         };
         let limits = Config {
             max_model_len: Some(max_window),

@@ -89,6 +89,10 @@ pub struct Flags {
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_cache_bytes: Option<u64>,
+    /// Part of a GPU's memory to take in all, where --kv-cache-bytes is not given [default: 0.9]
+    #[arg(long, alias = "gpu_memory_utilization", value_name = "PART", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_memory_utilization: Option<f64>,
     /// Size of a physical page, bytes [default: by the model's size]
     #[arg(long, alias = "model_block_size", value_name = "BYTES", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]

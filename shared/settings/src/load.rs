@@ -93,6 +93,12 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
             ),
         });
     }
+    if !(settings.gpu_memory_utilization > 0.0 && settings.gpu_memory_utilization <= 1.0) {
+        return Err(SettingsError::OutOfRange {
+            key: "gpu_memory_utilization",
+            problem: format!("must be over 0 and at most 1, not {}", settings.gpu_memory_utilization),
+        });
+    }
     if !(0.0..=1.0).contains(&settings.trace_sample_ratio) {
         return Err(SettingsError::OutOfRange {
             key: "trace_sample_ratio",

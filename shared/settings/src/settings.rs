@@ -58,6 +58,8 @@ pub struct Settings {
     pub target_time_to_first_token_s: f64,
     /// Physical memory for keys and values; none: all slots full, or half of the machine's memory if that is less.
     pub kv_cache_bytes: Option<u64>,
+    /// Part of a GPU's memory that the engine takes in all, where `kv_cache_bytes` is not set.
+    pub gpu_memory_utilization: f64,
     /// Bytes of one physical page; none: chosen by the model's size.
     pub page_bytes: Option<usize>,
     /// Requests that wait for a slot; one more is refused with 429.
@@ -138,6 +140,7 @@ impl Default for Settings {
             prefix_cache: true,
             target_time_to_first_token_s: 30.0,
             kv_cache_bytes: None,
+            gpu_memory_utilization: 0.9,
             page_bytes: None,
             max_waiting_requests: 1024,
             stream_buffer: 4096,

@@ -1,7 +1,8 @@
-//! The kernels between the matrix products (`cuda/rows.cu`), a token a row.
+//! The kernels between the matrix products, a token a row, and the product of few rows (`cuda/rows.cu`).
 
 mod activation;
 mod embed;
+mod few;
 mod heads;
 mod likeliest;
 mod norm;
@@ -10,6 +11,7 @@ use fused_gpu::{Kernel, Module};
 
 pub use activation::Activate;
 pub use embed::Embed;
+pub use few::MAX_FEW_ROWS;
 pub use heads::Heads;
 pub use likeliest::Likeliest;
 pub use norm::Norm;
@@ -28,6 +30,8 @@ pub(super) struct RowKernels {
     heads: ByElement<Kernel>,
     activation: ByElement<Kernel>,
     likeliest: Kernel,
+    /// By rows.
+    few: ByElement<[Kernel; MAX_FEW_ROWS]>,
 }
 
 impl RowKernels {
@@ -39,6 +43,10 @@ impl RowKernels {
             heads: load("heads")?,
             activation: load("activation")?,
             likeliest: module.kernel("likeliest", 0)?,
+            few: ByElement::load(|element| {
+                let load = |num_rows| module.kernel(&format!("few_{element}_{num_rows}"), 0);
+                Ok::<_, fused_gpu::Error>([load(1)?, load(2)?, load(3)?, load(4)?])
+            })?,
         })
     }
 }

@@ -176,7 +176,7 @@ impl<M: VirtualMemory> KvCache<M> {
     }
 
     /// Where a slot's addresses are, whatever is in it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn range(&self, slot: SlotId) -> RangeId {
         self.slots[slot.idx()].range
     }

@@ -7,6 +7,8 @@
 //! memory twice.
 
 mod adapt;
+#[cfg(feature = "cuda")]
+mod dummy;
 mod error;
 mod gpt2;
 mod llama;

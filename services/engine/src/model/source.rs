@@ -85,9 +85,20 @@ impl<W> Source<'_, W> {
 
     /// The model's sizes.
     pub(super) fn shape(&self, feed_forward: FeedForward) -> Shape {
-        let config = self.config;
-        Shape {
-            vocab_size: self.patch.map_or(config.vocab_size, PatchVocabulary::vocab_size),
+        let vocab_size = self.patch.map_or(self.config.vocab_size, PatchVocabulary::vocab_size);
+        Shape::of(self.config, vocab_size, feed_forward)
+    }
+
+    /// What attention scores of a layer are multiplied by.
+    pub(super) fn attention_scale(&self, layer_idx: usize) -> f32 {
+        attention_scale(self.config, layer_idx)
+    }
+}
+
+impl Shape {
+    pub(super) fn of(config: &ModelConfig, vocab_size: usize, feed_forward: FeedForward) -> Self {
+        Self {
+            vocab_size,
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
             num_heads: config.num_heads,
@@ -99,13 +110,13 @@ impl<W> Source<'_, W> {
             feed_forward,
         }
     }
+}
 
-    /// What attention scores of a layer are multiplied by.
-    pub(super) fn attention_scale(&self, layer_idx: usize) -> f32 {
-        let by_head = if self.config.scale_attention { (self.config.head_dim as f64).sqrt() } else { 1.0 };
-        let by_layer = if self.config.scale_attention_by_layer { (layer_idx + 1) as f64 } else { 1.0 };
-        narrow(1.0 / (by_head * by_layer))
-    }
+/// What attention scores of a layer are multiplied by.
+pub(super) fn attention_scale(config: &ModelConfig, layer_idx: usize) -> f32 {
+    let by_head = if config.scale_attention { (config.head_dim as f64).sqrt() } else { 1.0 };
+    let by_layer = if config.scale_attention_by_layer { (layer_idx + 1) as f64 } else { 1.0 };
+    narrow(1.0 / (by_head * by_layer))
 }
 
 fn finite(name: &str, tensor: Tensor) -> Result<Tensor, Error> {

@@ -4,6 +4,8 @@
 //! code on CPU, on GPU and in simulation.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 pub(crate) mod mock;
 

@@ -4,8 +4,14 @@ use anyhow::{Context, bail};
 use fused_engine::{ChunkSchedule, Config, Order};
 use fused_settings::Settings;
 
+use super::device::Device;
+
 /// What the settings mean to the engine.
-pub(crate) fn engine_config(settings: &Settings, model_name: String) -> anyhow::Result<Config> {
+pub(crate) fn engine_config(
+    settings: &Settings,
+    model_name: String,
+    device: Device,
+) -> anyhow::Result<Config> {
     let default = Config::default();
     let chunk_schedule = chunk_schedule(settings);
     Ok(Config {
@@ -14,7 +20,7 @@ pub(crate) fn engine_config(settings: &Settings, model_name: String) -> anyhow::
         max_num_sequences: settings.max_num_sequences,
         policy: settings.scheduling_policy.parse()?,
         order: order(settings)?,
-        token_budget: token_budget(settings, chunk_schedule, default.token_budget),
+        token_budget: token_budget(settings, chunk_schedule, device.token_budget()),
         target_inter_token_latency: settings
             .target_inter_token_latency_ms
             .map(|ms| seconds("target_inter_token_latency_ms", ms / 1000.0))
@@ -26,6 +32,7 @@ pub(crate) fn engine_config(settings: &Settings, model_name: String) -> anyhow::
             .map(|target| seconds("target_time_to_first_token_s", target))
             .transpose()?,
         kv_cache_bytes: settings.kv_cache_bytes,
+        gpu_memory_utilization: settings.gpu_memory_utilization,
         page_bytes: settings.page_bytes,
         max_waiting_requests: settings.max_waiting_requests,
         stream_buffer: settings.stream_buffer,
@@ -70,7 +77,7 @@ mod tests {
     use super::*;
 
     fn config(settings: &Settings) -> Config {
-        engine_config(settings, "m".to_owned()).unwrap()
+        engine_config(settings, "m".to_owned(), Device::Cpu).unwrap()
     }
 
     /// The two crates do not know one another; a default that only one of them changes would go unnoticed.

@@ -1,6 +1,7 @@
 //! What each serving subcommand puts together.
 
 mod banner;
+mod device;
 mod engine_config;
 mod engines;
 mod grpc;

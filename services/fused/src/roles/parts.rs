@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::banner::Banner;
+use super::device::Device;
 use super::engine_config::engine_config;
 use super::grpc::{Served, bind, serve_grpc, tcp};
 use crate::process::{Failure, Process};
@@ -45,15 +46,15 @@ impl Loaded {
 
 /// Loads the model and starts the engine's thread.
 pub(crate) async fn start_engine(process: &Arc<Process>, loaded: Loaded) -> anyhow::Result<Engine> {
-    check_device(&process.settings.device)?;
+    let device = Device::chosen(&process.settings.device)?;
     let process = Arc::clone(process);
     // Reading and converting weights is work for seconds.
     let started = tokio::task::spawn_blocking(move || {
         let settings = &process.settings;
-        let config = engine_config(settings, model::served_name(settings, &loaded.files))?;
+        let config = engine_config(settings, model::served_name(settings, &loaded.files), device)?;
         let embeddings = model::patch_embeddings(settings.patch_vocabulary.as_deref())?;
         let (files, patch) = (&loaded.files, loaded.patch);
-        Ok(Engine::start_cpu(config, files, patch, embeddings.as_ref(), &process.lifecycle)?)
+        device.start(config, files, patch, embeddings.as_ref(), &process.lifecycle)
     });
     started.await?
 }
@@ -146,18 +147,6 @@ pub(crate) async fn start_metrics(process: &Process, banner: &mut Banner) -> any
         .lifecycle
         .spawn("metrics server", http_server::serve(listener, router, process.lifecycle.clone()));
     Ok(())
-}
-
-fn check_device(device: &str) -> anyhow::Result<()> {
-    match device {
-        "auto" | "cpu" => Ok(()),
-        cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
-            bail!(
-                "setting device: `{cuda}`: this binary was built without the CUDA backend; use `cpu` or `auto`"
-            )
-        }
-        other => bail!("setting device: `{other}` is none of auto, cpu, cuda:N"),
-    }
 }
 
 fn api_keys(settings: &Settings) -> anyhow::Result<Vec<String>> {

@@ -156,6 +156,20 @@ impl Driver {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) })
     }
 
+    /// From a part of one mapping that is readable to one of the same length that is writable, at another address.
+    pub(super) fn copy(&self, from: Address, to: Address, len: usize) -> Result<()> {
+        let _bound = self.bind()?;
+        // SAFETY: the caller has checked both.
+        check("cuMemcpyDtoD", unsafe { sys::cuMemcpyDtoD_v2(to.0, from.0, len) })
+    }
+
+    /// Until all that the context was told to do is done.
+    pub(super) fn wait(&self) -> Result<()> {
+        let _bound = self.bind()?;
+        // SAFETY: a context is current; null is its default stream.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) })
+    }
+
     fn location(&self) -> sys::CUmemLocation {
         sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: self.device }
     }

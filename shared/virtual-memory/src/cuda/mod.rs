@@ -97,6 +97,42 @@ impl CudaMemory {
     }
 }
 
+impl CudaMemory {
+    /// Copies bytes from one range to the same place of another, and waits until they are there. It knows nothing of streams
+    /// but the default one: the caller sees to it that nobody is writing to the source as yet.
+    ///
+    /// # Errors
+    /// A page of the source is not mapped or not readable, or one of the target not writable, and nothing is written; the
+    /// driver refuses.
+    pub fn copy(&self, from: RangeId, to: RangeId, bytes: std::ops::Range<usize>) -> Result<()> {
+        let state = lock(&self.state);
+        let len = bytes.len();
+        let (from_base, to_base) = (state.address(from, 0)?, state.address(to, 0)?);
+        let sources = state.ledger.pieces(from, bytes.start, len, Access::Read)?;
+        let targets = state.ledger.pieces(to, bytes.start, len, Access::ReadWrite)?;
+        // Cut wherever either side goes from one allocation to the next.
+        let ends = |pieces: Vec<usize>| {
+            let mut end = bytes.start;
+            pieces.into_iter().map(move |len| {
+                end += len;
+                end
+            })
+        };
+        let mut cuts: Vec<_> = ends(sources.into_iter().map(|piece| piece.bytes.len()).collect())
+            .chain(ends(targets.into_iter().map(|piece| piece.bytes.len()).collect()))
+            .collect();
+        cuts.sort_unstable();
+        let mut start = bytes.start;
+        for end in cuts {
+            if end > start {
+                self.driver.copy(from_base.plus(start), to_base.plus(start), end - start)?;
+                start = end;
+            }
+        }
+        self.driver.wait()
+    }
+}
+
 impl VirtualMemory for CudaMemory {
     fn page_bytes(&self) -> usize {
         self.page_bytes

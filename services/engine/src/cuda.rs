@@ -1,0 +1,82 @@
+//! An engine on an NVIDIA GPU.
+
+use fused_checkpoint::{Checkpoint, ModelFiles};
+use fused_gpu::Gpu;
+use fused_lifecycle::Lifecycle;
+use fused_virtual_memory::CudaMemory;
+use fused_vocabulary::PatchVocabulary;
+use fused_vocabulary::import::PatchEmbeddings;
+
+use crate::config::{KvNeeds, KvPlan, PageRules};
+use crate::cpu::{Adapted, Loaded};
+use crate::runner::cuda::CudaRunner;
+use crate::{Config, Engine, Error};
+
+/// Pages by default: the driver's granularity, which costs no more calls than smaller ones would.
+const PAGE_BYTES: usize = 2 << 20;
+/// Pages of the pool: 32 TiB of them.
+const MAX_PAGES: usize = 16 << 20;
+
+impl Engine {
+    /// Loads a model onto GPU `ordinal`, adapted to `patch` where there is one, and starts an engine for it. As
+    /// [`start_cpu`](Self::start_cpu); keys and values take what is free of the GPU's memory, up to
+    /// `gpu_memory_utilization` of all of it.
+    ///
+    /// # Errors
+    /// Those of `start_cpu`; there is no such GPU, or no driver.
+    pub fn start_cuda(
+        ordinal: usize,
+        config: Config,
+        files: &ModelFiles,
+        patch: Option<PatchVocabulary>,
+        embeddings: Option<&PatchEmbeddings>,
+        lifecycle: &Lifecycle,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        let gpu = Gpu::open(ordinal)?;
+        let device = i32::try_from(ordinal).map_err(|_| Error::setting("device", "is no GPU's number"))?;
+        let adapted = Adapted::new(files, patch)?;
+        let checkpoint = Checkpoint::open(files)?;
+        let max_rows = config.token_budget.max(config.max_num_sequences);
+        let (model_config, patch) = (&adapted.config, adapted.patch.as_ref());
+        let max_sequences = config.max_num_sequences;
+        let runner =
+            CudaRunner::load(&gpu, &checkpoint, model_config, patch, embeddings, max_rows, max_sequences)?;
+        let granularity = CudaMemory::granularity(device)?;
+        let needs = KvNeeds {
+            layout: runner.kv_layout(),
+            model_max_len: runner.shape().max_positions,
+            available_bytes: Some(available_bytes(&gpu, config.gpu_memory_utilization)?),
+            pages: PageRules {
+                granularity,
+                default_bytes: Some(PAGE_BYTES.next_multiple_of(granularity)),
+                max_pages: MAX_PAGES,
+                divisor: 1,
+            },
+        };
+        let (name, vocab_size) = (runner.device(), runner.shape().vocab_size);
+        let loaded = Loaded { adapted, runner, needs, device: name, vocab_size };
+        let memory = |plan: &KvPlan| Ok(CudaMemory::new(device, plan.page_bytes, plan.size.pool_bytes)?);
+        Self::start_loaded(config, loaded, memory, lifecycle)
+    }
+}
+
+impl Engine {
+    /// Whether there is a GPU that an engine can be started on, and all that it needs.
+    #[must_use]
+    pub fn has_cuda() -> bool {
+        Gpu::open(0).is_ok()
+    }
+}
+
+/// What is free, less what is to be left alone.
+fn available_bytes(gpu: &Gpu, utilization: f64) -> Result<u64, Error> {
+    let left_alone = gpu.total_bytes() as f64 * (1.0 - utilization);
+    let available = gpu.free_bytes()? as f64 - left_alone;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not below zero, and a size of memory"
+    )]
+    Ok(available.max(0.0) as u64)
+}

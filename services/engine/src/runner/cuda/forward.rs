@@ -1,0 +1,275 @@
+use fused_gpu::{Output, Product, Products, View};
+use fused_kernels::Activation;
+use fused_kernels::cuda::{
+    Activate, Attention, Decode, Embed, HeadShape, Heads, Kernels, KvLayout as DeviceLayout, Likeliest,
+    MAX_FEW_ROWS, Norm, Prefill, num_splits,
+};
+use fused_virtual_memory::CudaMemory;
+
+use super::batch::{Batch, OnDevice};
+use super::output;
+use super::weights::{DeviceLinear, DeviceMatrix, DeviceNorm};
+use super::{CudaRunner, Error};
+use crate::kv::{KvCache, KvLayout};
+use crate::model::FeedForward;
+use crate::runner::SequenceOutput;
+
+/// Runs a batch and answers for each of its sequences.
+pub(super) fn run(
+    runner: &mut CudaRunner,
+    batch: &Batch<'_>,
+    kv: &KvCache<CudaMemory>,
+) -> Result<Vec<SequenceOutput>, Error> {
+    let wanted = output::wanted(batch);
+    let mut rows: Vec<_> = wanted.iter().map(|wanted| wanted.row).collect();
+    let max_graph_rows = runner.small_buffers.max_rows().min(runner.scratch.max_logit_rows);
+    if let Some(num_rows) = batch.graph_rows(max_graph_rows) {
+        rows.extend(rows.len()..num_rows);
+        let on_device = runner.small_buffers.send(&runner.gpu, batch, kv, &rows, num_rows)?;
+        replay(runner, on_device, kv.layout())?;
+        return output::outputs(runner, batch, &wanted);
+    }
+    let on_device = runner.buffers.send(&runner.gpu, batch, kv, &rows, batch.num_rows())?;
+    layers(runner, on_device, kv.layout())?;
+    let mut outputs = Vec::new();
+    // In pieces: what is added to the residual with the last norm, is added once to every row.
+    for (nth, wanted) in wanted.chunks(runner.scratch.max_logit_rows).enumerate() {
+        logits(runner, on_device, nth * runner.scratch.max_logit_rows, wanted.len())?;
+        outputs.push(output::answers(runner, wanted)?);
+    }
+    Ok(output::join(batch, &wanted, outputs.into_iter().flatten()))
+}
+
+/// Replays the graph for so many rows; runs the step without one where there is none.
+fn replay(runner: &mut CudaRunner, on_device: OnDevice, layout: &KvLayout) -> Result<(), Error> {
+    match runner.graphs.get(&on_device.num_rows) {
+        Some(graph) => Ok(graph.launch()?),
+        None => {
+            layers(runner, on_device, layout)?;
+            logits(runner, on_device, 0, on_device.num_rows)
+        }
+    }
+}
+
+/// A step of padding that is not recorded: products of this many rows are timed, and the best way is chosen.
+pub(super) fn warm_up(runner: &mut CudaRunner, num_rows: usize, layout: &KvLayout) -> Result<(), Error> {
+    let on_device = runner.buffers.send_padding(&runner.gpu, num_rows)?;
+    layers(runner, on_device, layout)?;
+    logits(runner, on_device, 0, num_rows.min(runner.scratch.max_logit_rows))
+}
+
+/// Records the graph for so many rows.
+pub(super) fn record(runner: &mut CudaRunner, num_rows: usize, layout: &KvLayout) -> Result<(), Error> {
+    let on_device = runner.small_buffers.send_padding(&runner.gpu, num_rows)?;
+    let gpu = runner.gpu.clone();
+    let graph = gpu.capture(|| {
+        layers(runner, on_device, layout)?;
+        logits(runner, on_device, 0, num_rows)
+    })?;
+    runner.graphs.insert(num_rows, graph);
+    Ok(())
+}
+
+/// All layers: keys and values into the slots, the residual stream of all rows into the scratch.
+fn layers(runner: &mut CudaRunner, on_device: OnDevice, layout: &KvLayout) -> Result<(), Error> {
+    embed(runner, on_device)?;
+    for layer_idx in 0..runner.weights.layers.len() {
+        attend(runner, on_device, layer_idx, layout)?;
+        feed_forward(runner, on_device, layer_idx)?;
+    }
+    Ok(())
+}
+
+fn embed(runner: &CudaRunner, on_device: OnDevice) -> Result<(), Error> {
+    let CudaRunner { weights, scratch, .. } = runner;
+    let buffers = runner.buffers_of(on_device);
+    Ok(runner.kernels.embed(&Embed {
+        element: weights.element,
+        width: weights.shape.hidden_size,
+        num_rows: on_device.num_rows,
+        embedding: weights.embedding.buffer.view(),
+        learned: weights.learned.as_ref().map(|learned| learned.view()),
+        tokens: buffers.tokens()?,
+        positions: buffers.positions()?,
+        residual: scratch.residual.view(),
+    })?)
+}
+
+/// residual += output(attention(turned(qkv(norm(residual))))).
+fn attend(
+    runner: &mut CudaRunner,
+    on_device: OnDevice,
+    layer_idx: usize,
+    layout: &KvLayout,
+) -> Result<(), Error> {
+    let CudaRunner { kernels, products, weights, buffers, small_buffers, scratch, gpu, .. } = runner;
+    let buffers = if on_device.is_small { small_buffers } else { buffers };
+    let (layer, shape, num_rows) = (&weights.layers[layer_idx], &weights.shape, on_device.num_rows);
+    // The bias of the product before is added here, where the residual is read anyway.
+    let added = layer_idx.checked_sub(1).and_then(|before| weights.layers[before].down.bias.as_ref());
+    let normed = NormStep { norm: &layer.attention_norm, added: added.map(|added| added.view()), num_rows };
+    kernels.norm(&normed.of(weights, scratch.residual.view(), scratch.normed.view()))?;
+    let product = ProductStep { weight: &layer.qkv.weight, output: Output::Element, num_rows };
+    multiply(kernels, products, &product.of(weights.element, scratch.normed.view(), scratch.qkv.view()))?;
+    let head_shape = HeadShape {
+        element: weights.element,
+        num_heads: shape.num_heads,
+        num_kv_heads: shape.num_kv_heads,
+        head_dim: shape.head_dim,
+    };
+    let device_layout = DeviceLayout {
+        token_stride: layout.token_bytes() as u64,
+        keys_offset: layout.keys_offset(layer_idx) as u64,
+    };
+    let (positions, slots) = (buffers.positions()?, buffers.slots()?);
+    kernels.heads(&Heads {
+        shape: head_shape,
+        layout: device_layout,
+        num_rows,
+        qkv: scratch.qkv.view(),
+        bias: bias(&layer.qkv),
+        query_norm: layer.qk_norm.as_ref().map(|(query, _)| query.view()),
+        key_norm: layer.qk_norm.as_ref().map(|(_, key)| key.view()),
+        angles: weights.angles.as_ref().map(|angles| angles.view()),
+        positions,
+        slots,
+        epsilon: shape.norm_eps,
+    })?;
+    let attention = Attention {
+        shape: head_shape,
+        layout: device_layout,
+        scale: layer.attention_scale,
+        window: layer.window,
+        num_rows,
+        qkv: scratch.qkv.view(),
+        out: scratch.attention.view(),
+        positions,
+        slots,
+    };
+    if on_device.num_tiles > 0 {
+        kernels.prefill(&attention, &Prefill { tiles: buffers.tiles()?, num_tiles: on_device.num_tiles })?;
+    }
+    if on_device.num_decodes > 0 {
+        let num_sequences = on_device.num_decodes;
+        kernels.decode(
+            &attention,
+            &Decode {
+                rows: buffers.decodes()?,
+                num_sequences,
+                num_splits: num_splits(num_sequences, shape.num_kv_heads, gpu.num_multiprocessors()),
+                partial: scratch.partial.view(),
+            },
+        )?;
+    }
+    let product = ProductStep { weight: &layer.attention_output.weight, output: Output::AddToF32, num_rows };
+    multiply(
+        kernels,
+        products,
+        &product.of(weights.element, scratch.attention.view(), scratch.residual.view()),
+    )
+}
+
+/// residual += down(f(up(norm(residual)))).
+fn feed_forward(runner: &mut CudaRunner, on_device: OnDevice, layer_idx: usize) -> Result<(), Error> {
+    let CudaRunner { kernels, products, weights, scratch, .. } = runner;
+    let (layer, shape, num_rows) = (&weights.layers[layer_idx], &weights.shape, on_device.num_rows);
+    let normed = NormStep { norm: &layer.feed_forward_norm, added: bias(&layer.attention_output), num_rows };
+    kernels.norm(&normed.of(weights, scratch.residual.view(), scratch.normed.view()))?;
+    let product = ProductStep { weight: &layer.up.weight, output: Output::Element, num_rows };
+    multiply(kernels, products, &product.of(weights.element, scratch.normed.view(), scratch.up.view()))?;
+    kernels.activate(&Activate {
+        activation: activation(shape.activation),
+        is_gated: shape.feed_forward == FeedForward::Gated,
+        element: weights.element,
+        width: shape.intermediate_size,
+        num_rows,
+        x: scratch.up.view(),
+        bias: bias(&layer.up),
+        out: scratch.inner.view(),
+    })?;
+    let product = ProductStep { weight: &layer.down.weight, output: Output::AddToF32, num_rows };
+    multiply(kernels, products, &product.of(weights.element, scratch.inner.view(), scratch.residual.view()))
+}
+
+/// The logits, and the likeliest token, of `num` wanted rows from the `first` on.
+fn logits(runner: &mut CudaRunner, on_device: OnDevice, first: usize, num: usize) -> Result<(), Error> {
+    if num == 0 {
+        return Ok(());
+    }
+    let CudaRunner { kernels, products, weights, buffers, small_buffers, scratch, .. } = runner;
+    let buffers = if on_device.is_small { small_buffers } else { buffers };
+    let added = weights.layers.last().and_then(|layer| bias(&layer.down));
+    let normed = NormStep { norm: &weights.final_norm, added, num_rows: num };
+    let norm = normed.of(weights, scratch.residual.view(), scratch.last.view());
+    kernels.norm(&Norm { rows: Some(buffers.wanted(first)?), ..norm })?;
+    let product = ProductStep { weight: weights.head(), output: Output::F32, num_rows: num };
+    multiply(kernels, products, &product.of(weights.element, scratch.last.view(), scratch.logits.view()))?;
+    Ok(kernels.likeliest(&Likeliest {
+        vocabulary: weights.shape.vocab_size,
+        num_rows: num,
+        logits: scratch.logits.view(),
+        tokens: scratch.tokens.view(),
+    })?)
+}
+
+/// By our own kernel where there are few rows, by the library's where there are more.
+fn multiply(kernels: &Kernels, products: &mut Products, product: &Product<'_>) -> Result<(), Error> {
+    if product.num_rows <= MAX_FEW_ROWS && product.shape.num_inputs.is_multiple_of(8) {
+        return Ok(kernels.multiply_few(product)?);
+    }
+    Ok(products.multiply(product)?)
+}
+
+struct NormStep<'a> {
+    norm: &'a DeviceNorm,
+    added: Option<View<'a>>,
+    num_rows: usize,
+}
+
+impl<'a> NormStep<'a> {
+    fn of(&self, weights: &super::Weights, residual: View<'a>, out: View<'a>) -> Norm<'a> {
+        Norm {
+            element: weights.element,
+            width: weights.shape.hidden_size,
+            num_rows: self.num_rows,
+            residual,
+            added: self.added,
+            weight: self.norm.weight.view(),
+            bias: self.norm.bias.as_ref().map(|bias| bias.view()),
+            rows: None,
+            out,
+            epsilon: weights.shape.norm_eps,
+        }
+    }
+}
+
+struct ProductStep<'a> {
+    weight: &'a DeviceMatrix,
+    output: Output,
+    num_rows: usize,
+}
+
+impl<'a> ProductStep<'a> {
+    fn of(&self, element: fused_gpu::Element, x: View<'a>, out: View<'a>) -> Product<'a> {
+        let shape = fused_gpu::Shape {
+            num_inputs: self.weight.num_inputs,
+            num_outputs: self.weight.num_outputs,
+            element,
+            output: self.output,
+        };
+        Product { shape, num_rows: self.num_rows, x, weight: self.weight.buffer.view(), out }
+    }
+}
+
+fn bias(linear: &DeviceLinear) -> Option<View<'_>> {
+    linear.bias.as_ref().map(|bias| bias.view())
+}
+
+fn activation(activation: fused_checkpoint::Activation) -> Activation {
+    match activation {
+        fused_checkpoint::Activation::Silu => Activation::Silu,
+        fused_checkpoint::Activation::Gelu => Activation::Gelu,
+        fused_checkpoint::Activation::GeluTanh => Activation::GeluTanh,
+        fused_checkpoint::Activation::Relu => Activation::Relu,
+    }
+}

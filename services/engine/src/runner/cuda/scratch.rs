@@ -1,0 +1,61 @@
+use fused_gpu::{Buffer, Gpu, Pinned, Result};
+
+use crate::model::{FeedForward, Shape};
+
+/// Logits computed at once, so that a long prompt's log-probabilities do not take memory by the gigabyte.
+pub(super) const MAX_LOGIT_ROWS: usize = 512;
+
+/// What a step's rows are between the kernels. Nothing is allocated in a step.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    /// f32 `[rows, hidden]`.
+    pub(super) residual: Buffer,
+    /// `[rows, hidden]`.
+    pub(super) normed: Buffer,
+    /// `[rows, (heads + 2 kv heads) · dim]`.
+    pub(super) qkv: Buffer,
+    /// `[rows, heads · dim]`.
+    pub(super) attention: Buffer,
+    /// f32: attention's parts.
+    pub(super) partial: Buffer,
+    /// `[rows, intermediate]`, twice that where gated.
+    pub(super) up: Buffer,
+    /// `[rows, intermediate]`.
+    pub(super) inner: Buffer,
+    /// `[logit rows, hidden]`.
+    pub(super) last: Buffer,
+    /// f32 `[logit rows, vocabulary]`.
+    pub(super) logits: Buffer,
+    /// i32 `[logit rows]`, and where the host reads them.
+    pub(super) tokens: Buffer,
+    pub(super) host_tokens: Pinned,
+    pub(super) max_logit_rows: usize,
+}
+
+impl Scratch {
+    pub(super) fn new(gpu: &Gpu, shape: &Shape, max_rows: usize) -> Result<Self> {
+        let num_queries = shape.num_heads * shape.head_dim;
+        let num_kv = 2 * shape.num_kv_heads * shape.head_dim;
+        let num_up = match shape.feed_forward {
+            FeedForward::Plain => shape.intermediate_size,
+            FeedForward::Gated => 2 * shape.intermediate_size,
+        };
+        let max_logit_rows = max_rows.min(MAX_LOGIT_ROWS);
+        // A decode is cut into parts only while its blocks are fewer than some hundreds.
+        let num_parts = 16 * shape.num_heads * 64;
+        Ok(Self {
+            residual: gpu.alloc_zeroed(4 * max_rows * shape.hidden_size)?,
+            normed: gpu.alloc_zeroed(2 * max_rows * shape.hidden_size)?,
+            qkv: gpu.alloc_zeroed(2 * max_rows * (num_queries + num_kv))?,
+            attention: gpu.alloc_zeroed(2 * max_rows * num_queries)?,
+            partial: gpu.alloc_zeroed(4 * num_parts * (shape.head_dim + 2))?,
+            up: gpu.alloc_zeroed(2 * max_rows * num_up)?,
+            inner: gpu.alloc_zeroed(2 * max_rows * shape.intermediate_size)?,
+            last: gpu.alloc_zeroed(2 * max_logit_rows * shape.hidden_size)?,
+            logits: gpu.alloc_zeroed(4 * max_logit_rows * shape.vocab_size)?,
+            tokens: gpu.alloc_zeroed(4 * max_logit_rows)?,
+            host_tokens: gpu.pinned(4 * max_logit_rows)?,
+            max_logit_rows,
+        })
+    }
+}
