@@ -16,11 +16,23 @@ const MAX_PAGES: usize = 48 << 10;
 /// Slots for each sequence that may run: the rest keep the keys and values of ended ones. They cost addresses only.
 pub(crate) const SLOTS_A_SEQUENCE: usize = 4;
 
+/// Where an engine's weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightSource {
+    /// The model's files.
+    #[default]
+    Checkpoint,
+    /// Random numbers, made on the GPU from config.json alone, for measurements.
+    Random,
+}
+
 /// The engine's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The name clients use.
     pub model_name: String,
+    /// Where the weights come from.
+    pub weights: WeightSource,
     /// Prompt and output tokens of one sequence; none: what the model was made for, or less where KV memory is short.
     pub max_model_len: Option<usize>,
     /// Sequences that run at once, each in its own slot of KV memory.
@@ -61,6 +73,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model_name: "model".to_owned(),
+            weights: WeightSource::Checkpoint,
             max_model_len: None,
             max_num_sequences: 64,
             policy: PolicyName::default(),

@@ -11,7 +11,7 @@ use crate::engine::unix_seconds;
 use crate::kv::KvCache;
 use crate::runner::Runner;
 use crate::runner::cpu::CpuRunner;
-use crate::{Config, Engine, Error, ModelInfo, budget, events, memory};
+use crate::{Config, Engine, Error, ModelInfo, WeightSource, budget, events, memory};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -31,6 +31,9 @@ impl Engine {
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
         config.check()?;
+        if config.weights == WeightSource::Random {
+            return Err(Error::setting("load_format", "is dummy: random weights are made on a GPU only"));
+        }
         let adapted = Adapted::new(files, patch)?;
         let checkpoint = Checkpoint::open(files)?;
         let runner = CpuRunner::load(&checkpoint, &adapted.config, adapted.patch.as_ref(), embeddings)?;

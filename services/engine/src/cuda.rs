@@ -10,7 +10,7 @@ use fused_vocabulary::import::PatchEmbeddings;
 use crate::config::{KvNeeds, KvPlan, PageRules};
 use crate::cpu::{Adapted, Loaded};
 use crate::runner::cuda::CudaRunner;
-use crate::{Config, Engine, Error};
+use crate::{Config, Engine, Error, WeightSource};
 
 /// Pages by default: the driver's granularity, which costs no more calls than smaller ones would.
 const PAGE_BYTES: usize = 2 << 20;
@@ -36,12 +36,20 @@ impl Engine {
         let gpu = Gpu::open(ordinal)?;
         let device = i32::try_from(ordinal).map_err(|_| Error::setting("device", "is no GPU's number"))?;
         let adapted = Adapted::new(files, patch)?;
-        let checkpoint = Checkpoint::open(files)?;
-        let max_rows = config.token_budget.max(config.max_num_sequences);
-        let (model_config, patch) = (&adapted.config, adapted.patch.as_ref());
         let max_sequences = config.max_num_sequences;
-        let runner =
-            CudaRunner::load(&gpu, &checkpoint, model_config, patch, embeddings, max_rows, max_sequences)?;
+        let max_rows = config.token_budget.max(max_sequences);
+        let (model_config, patch) = (&adapted.config, adapted.patch.as_ref());
+        let runner = match config.weights {
+            WeightSource::Checkpoint => {
+                let checkpoint = Checkpoint::open(files)?;
+                CudaRunner::load(&gpu, &checkpoint, model_config, patch, embeddings, max_rows, max_sequences)?
+            }
+            WeightSource::Random if patch.is_some() => {
+                let problem = "is dummy, and random weights are adapted to no vocabulary: patch_vocabulary must be none";
+                return Err(Error::setting("load_format", problem));
+            }
+            WeightSource::Random => CudaRunner::dummy(&gpu, model_config, 1, max_rows, max_sequences)?,
+        };
         let granularity = CudaMemory::granularity(device)?;
         let needs = KvNeeds {
             layout: runner.kv_layout(),

@@ -28,7 +28,7 @@ mod service;
 pub mod simulation;
 
 pub use chunk_schedule::ChunkSchedule;
-pub use config::Config;
+pub use config::{Config, WeightSource};
 pub use engine::{Engine, ModelInfo};
 pub use error::Error;
 pub use policy_name::{Order, PolicyName};

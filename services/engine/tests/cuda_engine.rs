@@ -27,6 +27,7 @@ struct Output {
     tokens: Vec<u32>,
     /// The likeliest tokens of each position, where asked for.
     top: Vec<Vec<(u32, f32)>>,
+    num_preemptions: u32,
 }
 
 #[derive(Clone)]
@@ -68,12 +69,18 @@ impl Served {
         let mut stream = self.send(opening, token_ids).await;
         let mut output = Output::default();
         while let Some(response) = stream.message().await.unwrap() {
-            if let generate_response::Message::Tokens(increment) = response.message.unwrap() {
-                output.tokens.extend(increment.token_ids);
-                let top = |position: TokenLogprobs| {
-                    position.top.iter().map(|top| (top.token_id(), top.logprob())).collect()
-                };
-                output.top.extend(increment.logprobs.into_iter().map(top));
+            match response.message.unwrap() {
+                generate_response::Message::Tokens(increment) => {
+                    output.tokens.extend(increment.token_ids);
+                    let top = |position: TokenLogprobs| {
+                        position.top.iter().map(|top| (top.token_id(), top.logprob())).collect()
+                    };
+                    output.top.extend(increment.logprobs.into_iter().map(top));
+                }
+                generate_response::Message::Finish(finish) => {
+                    output.num_preemptions = finish.timings.unwrap().num_preemptions();
+                }
+                generate_response::Message::PromptInfo(_) => {}
             }
         }
         output
@@ -203,4 +210,62 @@ async fn greedy_output_is_that_of_the_cpu() {
                 .unwrap();
         }
     }
+}
+
+/// 2,000 requests in memory for a fraction of them, a third of which are dropped somewhere on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_whoever_leaves() {
+    let files = ModelFiles::open(&fused_testkit::model_dir("demo-llama")).unwrap();
+    let lifecycle = Lifecycle::new();
+    let config = Config {
+        max_num_sequences: 64,
+        kv_cache_bytes: Some(32 << 20),
+        max_waiting_requests: 4096,
+        target_time_to_first_token: None,
+        ..Config::default()
+    };
+    let Ok(engine) = Engine::start_cuda(0, config, &files, None, None, &lifecycle) else {
+        eprintln!("skipped: no GPU that can be used");
+        return;
+    };
+    let served = Served::new(&engine, lifecycle, false);
+    // A page holds 682 tokens: these grow into their second one. Nobody gives way, because admission leaves a page for each
+    // that runs, and no sequence of this model grows by more.
+    let prompts: Vec<Vec<u32>> = prompts("demo-llama")
+        .into_iter()
+        .enumerate()
+        .map(|(nth, prompt)| prompt.into_iter().cycle().take(630 + nth % 45).collect())
+        .collect();
+    let alone = served.generate_all(&prompts[..1], 0.0).await.remove(0);
+    let requests = (0..2000_usize).map(|id| {
+        let (served, prompt) = (&served, prompts[id % prompts.len()].clone());
+        async move {
+            let generation = served.generate(1000 + id, prompt, 0.0);
+            if id % 3 == 0 {
+                // As the request goes, its stream goes.
+                let moment = std::time::Duration::from_micros(u64::try_from(id * 7919 % 400_000).unwrap());
+                tokio::time::timeout(moment, generation).await.ok()
+            } else {
+                Some(generation.await)
+            }
+        }
+    });
+    let outputs = futures_util::future::join_all(requests).await;
+    assert!(outputs.iter().enumerate().all(|(id, output)| id % 3 == 0 || output.is_some()));
+    let whole = outputs.iter().flatten();
+    assert!(whole.clone().all(|output| output.tokens.len() == MAX_TOKENS as usize));
+    eprintln!("{} of 2000 answered, the others left", whole.clone().count());
+    let num_preemptions: u32 = whole.map(|output| output.num_preemptions).sum();
+    eprintln!("{num_preemptions} times one gave way");
+    let same = outputs[100].as_ref().map(|output| output.tokens == alone.tokens);
+    eprintln!("the first prompt again: {same:?}");
+    let mut load = served.client.clone().get_load(GetLoadRequest {}).await.unwrap().into_inner();
+    for _ in 0..1000 {
+        if (load.running_sequences(), load.waiting_sequences(), load.kv_bytes_mapped()) == (0, 0, 0) {
+            break;
+        }
+        load = served.client.clone().get_load(GetLoadRequest {}).await.unwrap().into_inner();
+    }
+    assert_eq!((load.running_sequences(), load.waiting_sequences(), load.kv_bytes_mapped()), (0, 0, 0));
+    assert!(load.kv_bytes_parked() <= load.kv_bytes_total());
 }

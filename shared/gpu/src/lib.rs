@@ -13,6 +13,10 @@
 //! one thing it cannot check is what a kernel does with its parameters: [`Gpu::launch`] is unsafe, and
 //! `fused-kernels` answers for it.
 
+#![cfg_attr(
+    not(feature = "cuda"),
+    allow(rustdoc::broken_intra_doc_links, reason = "what the header names is behind the feature")
+)]
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]

@@ -9,11 +9,12 @@ pub(crate) const PREFIX: &str = "FUSED_";
 pub(crate) const SOURCE: &str = "the environment";
 
 /// Settings whose value is text, however much it looks like a number: a key `007` is not `7`.
-const TEXTS: [&str; 16] = [
+const TEXTS: [&str; 17] = [
     "model",
     "served_model_name",
     "patch_vocabulary",
     "device",
+    "load_format",
     "attention_backend",
     "scheduling_policy",
     "scheduling_order",

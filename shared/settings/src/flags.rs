@@ -29,6 +29,10 @@ pub struct Flags {
     #[arg(long, help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
+    /// auto, or dummy: random weights of the model's shape, made on a GPU [default: auto]
+    #[arg(long, alias = "model_load_format", value_name = "FORMAT", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load_format: Option<String>,
     /// fa_vattn: contiguous virtual KV memory, the only one [default: fa_vattn]
     #[arg(long, alias = "model_attention_backend", value_name = "NAME", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -93,6 +93,12 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
             ),
         });
     }
+    if !matches!(&*settings.load_format, "auto" | "dummy") {
+        return Err(SettingsError::OutOfRange {
+            key: "load_format",
+            problem: format!("must be auto or dummy, not `{}`", settings.load_format),
+        });
+    }
     if !(settings.gpu_memory_utilization > 0.0 && settings.gpu_memory_utilization <= 1.0) {
         return Err(SettingsError::OutOfRange {
             key: "gpu_memory_utilization",

@@ -21,6 +21,9 @@ pub struct Settings {
     /// `auto`, `cpu` or `cuda:N`.
     #[serde(deserialize_with = "text")]
     pub device: String,
+    /// `auto`: the model's own weights; `dummy`: random ones of its shape, made on a GPU, for measurements.
+    #[serde(deserialize_with = "text")]
+    pub load_format: String,
     /// How requests' keys and values are stored: `fa_vattn` is the only one.
     #[serde(deserialize_with = "text")]
     pub attention_backend: String,
@@ -125,6 +128,7 @@ impl Default for Settings {
             served_model_name: None,
             patch_vocabulary: None,
             device: "auto".to_owned(),
+            load_format: "auto".to_owned(),
             attention_backend: "fa_vattn".to_owned(),
             max_model_len: None,
             max_num_sequences: 64,

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use fused_engine::{ChunkSchedule, Config, Order};
+use fused_engine::{ChunkSchedule, Config, Order, WeightSource};
 use fused_settings::Settings;
 
 use super::device::Device;
@@ -16,6 +16,10 @@ pub(crate) fn engine_config(
     let chunk_schedule = chunk_schedule(settings);
     Ok(Config {
         model_name,
+        weights: match &*settings.load_format {
+            "dummy" => WeightSource::Random,
+            _ => WeightSource::Checkpoint,
+        },
         max_model_len: settings.max_model_len,
         max_num_sequences: settings.max_num_sequences,
         policy: settings.scheduling_policy.parse()?,
