@@ -29,8 +29,11 @@ impl<M: VirtualMemory> KvCache<M> {
         let keeps_others = self.index.is_some() && self.extents.num_free() >= expected;
         // With memory to spare nothing is taken from those who may come back.
         if keeps_others && empty.is_some() {
-            let ready = self.ready_slot().filter(is_free);
-            return ready.filter(|idx| !self.misfit(*idx, num_pages, num_pages).0).or(empty);
+            // All it needs, or nothing: extents that end where it happens would keep others from sharing its beginning.
+            let fits = |idx: &usize| {
+                self.slots[*idx].num_pages() >= num_pages && !self.misfit(*idx, num_pages, num_pages).0
+            };
+            return self.ready_slot().filter(is_free).filter(fits).or(empty);
         }
         let settled = self.parked.settled();
         let is_old = |idx: &usize| match self.slots[*idx].state {
