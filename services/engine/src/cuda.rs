@@ -70,7 +70,8 @@ impl Engine {
 }
 
 impl Engine {
-    /// Whether there is a GPU that an engine can be started on, and all that it needs.
+    /// Whether there is a GPU that an engine can be started on. What else it needs (cuBLASLt)
+    /// is found at the start, with an error that names it.
     #[must_use]
     pub fn has_cuda() -> bool {
         Gpu::open(0).is_ok()

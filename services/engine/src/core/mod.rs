@@ -165,7 +165,7 @@ impl<R: Runner> EngineCore<R> {
         }
     }
 
-    /// Decides the next step, and has memory mapped for the one after it while it runs.
+    /// Decides the next step; `run` has memory mapped for the one after it meanwhile.
     fn schedule(&mut self) -> Step {
         let requests = &self.requests;
         let known = |id: SequenceId| requests.get(&id.request)?.known(id.idx);
