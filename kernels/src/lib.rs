@@ -27,6 +27,7 @@ mod matrix;
 mod norm;
 mod parallel;
 mod rope;
+mod sample;
 
 pub use activation::{Activation, activate, activate_gated, add_assign};
 pub use attention::{Attention, AttentionSequence, attention};
@@ -36,4 +37,5 @@ pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::for_each_chunk;
 pub use rope::{rope_angles, rotate};
+pub use sample::{Adjustments, Bias, Occurrence, RowSampling, draw, logprobs};
 pub use simd::instruction_set;

@@ -104,8 +104,8 @@ impl Machine {
         let sample = SampleStep {
             sampling: &GREEDY,
             sequence_idx: 0,
-            prompt: &[],
-            output: &[],
+            position: 0,
+            occurrences: &[],
             banned: &[],
             num_logprobs: None,
         };

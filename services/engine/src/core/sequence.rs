@@ -8,7 +8,7 @@ use super::stream::{Event, EventSender, Finish, FinishReason, NotSent, PromptLog
 use crate::kv::Candidate;
 use crate::request::{Stopping, ValidGenerateRequest, ValidPromptChunk};
 use crate::runner::{PromptLogprobStep, SequenceOutput, SequenceStep};
-use crate::sampler::{SampleStep, SampledToken, TokenLogprobs};
+use crate::sampler::{Occurrences, SampleStep, SampledToken, TokenLogprobs};
 use crate::scheduler::{Known, Scheduled, SequenceId};
 
 /// A request in the core.
@@ -43,6 +43,8 @@ pub(super) struct Sequence {
     /// Prompt and output, one behind the other: after it had to give way, both are prefilled alike. Empty until it first
     /// runs, so that a request for many sequences does not keep many copies of its prompt in the queue.
     tokens: Vec<TokenId>,
+    /// What penalties count; empty where there are none.
+    occurrences: Occurrences,
     pub(super) is_finished: bool,
     num_preemptions: u32,
     first_scheduled: Option<Instant>,
@@ -158,6 +160,9 @@ impl Request {
         self.prompt.extend_from_slice(&chunk.tokens);
         for sequence in self.sequences.iter_mut().filter(|sequence| sequence.has_run()) {
             sequence.tokens.extend_from_slice(&chunk.tokens);
+            if self.request.sampling.has_penalties() {
+                sequence.occurrences.extend_prompt(&chunk.tokens);
+            }
         }
     }
 
@@ -176,13 +181,13 @@ impl Request {
     }
 
     fn draw<'a>(&'a self, sequence: &'a Sequence, scheduled: &Scheduled) -> SampleStep<'a> {
-        let (prompt, output) = sequence.tokens.split_at(self.prompt.len());
+        let num_output = sequence.tokens.len() - self.prompt.len();
         SampleStep {
             sampling: &self.request.sampling,
             sequence_idx: scheduled.id.idx,
-            prompt,
-            output,
-            banned: if output.len() < self.request.stopping.min_tokens { &self.ending } else { &[] },
+            position: num_output as u64,
+            occurrences: sequence.occurrences.as_slice(),
+            banned: if num_output < self.request.stopping.min_tokens { &self.ending } else { &[] },
             num_logprobs: self.request.num_logprobs,
         }
     }
@@ -220,6 +225,9 @@ impl Request {
         }
         sequence.first_scheduled = Some(now);
         sequence.tokens.clone_from(&self.prompt);
+        if self.request.sampling.has_penalties() {
+            sequence.occurrences.extend_prompt(&self.prompt);
+        }
         Some(now.saturating_duration_since(self.arrived))
     }
 
@@ -280,6 +288,9 @@ impl Request {
             Some(reason) => Some(End::Finished(reason)),
             None => {
                 sequence.tokens.push(token.token);
+                if self.request.sampling.has_penalties() {
+                    sequence.occurrences.push_output(token.token);
+                }
                 let is_last = self.max_tokens.is_some_and(|max_tokens| num_output + 1 >= max_tokens);
                 match self.events.send(Event::Token { sequence_idx, token }) {
                     Err(error) => Some(End::NotSent(error)),
@@ -296,6 +307,7 @@ impl Request {
         sequence.is_finished = true;
         let ended_by_token = matches!(reason, FinishReason::Eos(_) | FinishReason::StopToken(_));
         let tokens = std::mem::take(&mut sequence.tokens);
+        sequence.occurrences = Occurrences::default();
         let num_tokens = tokens.len().saturating_sub(self.prompt.len()) + usize::from(ended_by_token);
         let timings = sequence.timings(self.arrived);
         self.events.send(Event::Finish(Finish { sequence_idx, reason, num_tokens, timings }))

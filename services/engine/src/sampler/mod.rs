@@ -1,16 +1,18 @@
 //! Draws tokens from logits.
 //!
-//! Order: repetition, presence and frequency penalties, logit bias, bans; then temperature, min_p, top_k, top_p.
-//! Log-probabilities are of the model's own distribution, before any of these. Draws come from a counter-based generator
-//! keyed by seed, sequence and position, so that the same seed gives the same tokens whatever else is in the batch.
+//! Order: repetition, presence and frequency penalties, logit bias and bans; then temperature, min_p, top_k, top_p. The
+//! arithmetic is `fused_kernels`', on the CPU and on a GPU alike; here is what goes into it. Log-probabilities are of the
+//! model's own distribution, before any of these. Draws come from a counter-based generator keyed by seed, sequence and
+//! position, so that the same seed gives the same tokens whatever else is in the batch.
 
-mod draw;
-mod logprobs;
-mod penalties;
+mod occurrences;
+mod random;
+mod row;
 
+use fused_kernels::{Adjustments, Occurrence};
 use fused_vocabulary::TokenId;
 
-pub use logprobs::logprobs;
+pub use occurrences::Occurrences;
 
 /// How a request wants its tokens drawn; in range (see `request`).
 #[derive(Clone, Debug, PartialEq)]
@@ -42,10 +44,10 @@ pub struct SampleStep<'a> {
     pub sampling: &'a Sampling,
     /// Which of the request's sequences: part of the generator's key.
     pub sequence_idx: u32,
-    /// The prompt.
-    pub prompt: &'a [TokenId],
-    /// The tokens drawn so far; its length is the position in the generator's sequence.
-    pub output: &'a [TokenId],
+    /// How many of the sequence's tokens were drawn before: the rest of the key.
+    pub position: u64,
+    /// What penalties count ([`Occurrences`]); empty where there are none.
+    pub occurrences: &'a [Occurrence],
     /// Tokens that may not be drawn (ending ones before `min_tokens`).
     pub banned: &'a [TokenId],
     /// How many of the likeliest to return; `None`: no log-probabilities at all.
@@ -78,15 +80,21 @@ pub struct TokenLogprobs {
 /// nonsense must not end anybody else's request.
 #[must_use]
 pub fn sample(logits: &mut [f32], step: &SampleStep<'_>) -> SampledToken {
-    for logit in logits.iter_mut().filter(|logit| logit.is_nan()) {
-        *logit = f32::NEG_INFINITY;
-    }
     // The log-probabilities are of the untouched row, and of which token is known only after the draw.
     let untouched = step.num_logprobs.map(|num_top| (num_top, logits.to_vec()));
-    penalties::apply(logits, step);
-    let token = draw::draw(logits, step);
+    let biases = step.biases();
+    let adjustments = Adjustments { occurrences: step.occurrences, latest: None, biases: &biases };
+    let token = TokenId(fused_kernels::draw(logits, &step.row(biases.len()), &adjustments));
     let logprobs = untouched.map(|(num_top, row)| logprobs(&row, token, num_top));
     SampledToken { token, logprobs }
+}
+
+/// The log-probability of `token` and of the `num_top` likeliest, from one row of logits `[vocab_size]`.
+#[must_use]
+pub fn logprobs(logits: &[f32], token: TokenId, num_top: u32) -> TokenLogprobs {
+    let (logprob, top) = fused_kernels::logprobs(logits, token.0, num_top as usize);
+    let top = top.into_iter().map(|(token, logprob)| (TokenId(token), logprob)).collect();
+    TokenLogprobs { token, logprob, top }
 }
 
 #[cfg(test)]
@@ -107,8 +115,15 @@ mod tests {
         }
     }
 
-    pub(super) fn step<'a>(sampling: &'a Sampling, output: &'a [TokenId]) -> SampleStep<'a> {
-        SampleStep { sampling, sequence_idx: 0, prompt: &[], output, banned: &[], num_logprobs: None }
+    pub(super) fn step(sampling: &Sampling) -> SampleStep<'_> {
+        SampleStep {
+            sampling,
+            sequence_idx: 0,
+            position: 0,
+            occurrences: &[],
+            banned: &[],
+            num_logprobs: None,
+        }
     }
 
     #[test]
@@ -116,7 +131,7 @@ mod tests {
         for temperature in [0.0, 1.0] {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let sampling = Sampling { temperature, ..sampling() };
-                let drawn = sample(&mut [value; 5], &step(&sampling, &[]));
+                let drawn = sample(&mut [value; 5], &step(&sampling));
                 assert!(drawn.token.0 < 5);
             }
         }
@@ -125,7 +140,7 @@ mod tests {
     #[test]
     fn logprobs_are_of_the_models_own_distribution() {
         let sampling = Sampling { temperature: 0.0, logit_bias: vec![(TokenId(2), 100.0)], ..sampling() };
-        let mut step = step(&sampling, &[]);
+        let mut step = step(&sampling);
         step.num_logprobs = Some(1);
         let drawn = sample(&mut [1.0, 3.0, 0.0], &step);
         assert_eq!(drawn.token, TokenId(2));
@@ -133,5 +148,26 @@ mod tests {
         let normaliser = (1f64.exp() + 3f64.exp() + 1.0).ln();
         assert!((f64::from(logprobs.logprob) + normaliser).abs() < 1e-6);
         assert_eq!(logprobs.top[0].0, TokenId(1));
+    }
+
+    #[test]
+    fn penalties_and_bans_keep_a_token_away() {
+        let sampling = Sampling { temperature: 0.0, presence_penalty: 1.5, ..sampling() };
+        let mut occurrences = Occurrences::default();
+        occurrences.push_output(TokenId(1));
+        let banned = [TokenId(2)];
+        let step = SampleStep { occurrences: occurrences.as_slice(), banned: &banned, ..step(&sampling) };
+        assert_eq!(sample(&mut [1.0, 2.0, 9.0], &step).token, TokenId(0));
+    }
+
+    #[test]
+    fn a_seed_draws_the_same_tokens_again() {
+        let draws = |seed| -> Vec<u32> {
+            let sampling = Sampling { seed, ..sampling() };
+            let step = |position| SampleStep { position, ..step(&sampling) };
+            (0..32).map(|position| sample(&mut [0.0; 64], &step(position)).token.0).collect()
+        };
+        assert_eq!(draws(1), draws(1));
+        assert_ne!(draws(1), draws(2));
     }
 }

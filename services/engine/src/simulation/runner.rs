@@ -94,7 +94,7 @@ impl Runner for CostModelRunner {
         last.drew.clear();
         let outputs = sequences.iter().map(|sequence| {
             let is_decode =
-                sequence.tokens.len() == 1 && sequence.sample.is_some_and(|draw| !draw.output.is_empty());
+                sequence.tokens.len() == 1 && sequence.sample.is_some_and(|draw| draw.position > 0);
             let counted = if is_decode { &mut last.step.num_decode } else { &mut last.step.num_prefill };
             *counted += sequence.tokens.len();
             let sampled = sequence.sample.map(|draw| {

@@ -26,8 +26,8 @@ const GREEDY: Sampling = Sampling {
 const GREEDY_STEP: SampleStep<'static> = SampleStep {
     sampling: &GREEDY,
     sequence_idx: 0,
-    prompt: &[],
-    output: &[],
+    position: 0,
+    occurrences: &[],
     banned: &[],
     num_logprobs: None,
 };
