@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::{env, fs, thread};
 
 /// Files that have kernels; `device.cuh` is included by them.
-const SOURCES: [&str; 2] = ["rows", "attention"];
+const SOURCES: [&str; 3] = ["rows", "attention", "sample"];
 /// Compute capability and architecture: A100; L4, L40, RTX 40; H100 and H200. Others compile at the first start.
 const ARCHITECTURES: [(u32, u32, &str); 3] = [(8, 0, "sm_80"), (8, 9, "sm_89"), (9, 0, "sm_90a")];
 /// Compilers at a time: each takes some hundred megabytes.

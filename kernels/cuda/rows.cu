@@ -5,22 +5,31 @@
 
 // ---- embed --------------------------------------------------------------------------------------------------------------
 // residual[row] = embedding[tokens[row]] (+ learned[positions[row]]).
-// embedding T [vocab, width], learned f32 [positions, width] or null, residual f32 [rows, width]. A block has a row; width is
-// a multiple of 8. Bytes: 6 (10) a number. No id can make the GPU fault, and so end everybody's requests: one that is too high
+// embedding T [vocab, width], learned f32 [positions, width] or null, residual f32 [rows, width]. A token that the step before
+// drew, and nobody has read as yet, is given as ~i, and is drawn[i]; it is put into its place. A block has a row; width is a
+// multiple of 8. Bytes: 6 (10) a number. No id can make the GPU fault, and so end everybody's requests: one that is too high
 // counts as the last.
 struct EmbedParams {
     const void* embedding;
     const float* learned;
-    const int* tokens;
+    int* tokens;
+    const int* drawn;
     const int* positions;
     float* residual;
     int width;
     int num_tokens;
+    int num_drawn;
     int num_positions;
 };
 
 template <class T> __device__ void embed(const EmbedParams& p) {
-    u32 token = min(u32(p.tokens[blockIdx.x]), u32(p.num_tokens - 1));
+    int given = p.tokens[blockIdx.x];
+    if (given < 0) {
+        given = p.drawn[min(~given, p.num_drawn - 1)];
+        // Whoever of the block reads it only now finds the same token.
+        if (threadIdx.x == 0) p.tokens[blockIdx.x] = given;
+    }
+    u32 token = min(u32(given), u32(p.num_tokens - 1));
     const Pack8* source = (const Pack8*)((const T*)p.embedding + u64(token) * p.width);
     const float4* learned = nullptr;
     if (p.learned)

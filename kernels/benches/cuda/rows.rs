@@ -41,6 +41,7 @@ fn embed(table: &Table, kernels: &Kernels, num_rows: usize) -> Result<(), Error>
             embedding: embedding.view(),
             learned: None,
             tokens: tokens.view(),
+            drawn: tokens.view(),
             positions: tokens.view(),
             residual: residual.slice(place * row_bytes..(place + 1) * row_bytes)?,
         })

@@ -4,6 +4,7 @@ use super::Result;
 use super::attention::AttentionKernels;
 use super::image::{self, Origin};
 use super::rows::RowKernels;
+use super::sample::SampleKernel;
 
 /// All kernels, loaded on one GPU.
 #[derive(Debug)]
@@ -11,6 +12,7 @@ pub struct Kernels {
     pub(super) gpu: Gpu,
     pub(super) rows: RowKernels,
     pub(super) attention: AttentionKernels,
+    pub(super) sample: SampleKernel,
     origin: Origin,
 }
 
@@ -27,6 +29,7 @@ impl Kernels {
             gpu: gpu.clone(),
             rows: RowKernels::load(&modules.rows)?,
             attention: AttentionKernels::load(gpu, &modules.attention)?,
+            sample: SampleKernel::load(&modules.sample)?,
             origin,
         })
     }

@@ -17,6 +17,7 @@ mod slots;
 
 mod attention;
 mod rows;
+mod sample;
 
 pub use attention::{
     Attention, Decode, HEAD_DIMS, MAX_SPLITS, Prefill, TILE_ROWS, num_splits, partial_bytes, prefill_tiles,
@@ -26,4 +27,5 @@ pub use fused_gpu::Element;
 pub use image::Origin;
 pub use kernels::Kernels;
 pub use rows::{Activate, Embed, Heads, Likeliest, MAX_FEW_ROWS, Norm};
+pub use sample::{MAX_TOP, Sample, SampledRows};
 pub use slots::{HeadShape, KvLayout, Slots};

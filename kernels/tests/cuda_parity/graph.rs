@@ -25,6 +25,7 @@ fn a_graph_does_what_its_calls_do() {
             embedding: embedding.view(),
             learned: None,
             tokens: tokens.view(),
+            drawn: tokens.view(),
             positions: tokens.view(),
             residual: residual.view(),
         })?;

@@ -17,17 +17,23 @@ fn embedding() {
             let position = |row: usize| row % 7;
             let mut tokens: Vec<i32> = (0..num_rows).map(|row| token(row) as i32).collect();
             let mut wanted_tokens: Vec<usize> = (0..num_rows).map(token).collect();
-            if num_rows > 2 {
+            // What the step before drew, an id that no vocabulary has among it.
+            let drawn_tokens = [token(3) as i32, -1];
+            let drawn = plain(gpu, &drawn_tokens);
+            if num_rows > 4 {
                 // Ids that no vocabulary has count as the last.
-                (tokens[1], wanted_tokens[1]) = (-1, vocabulary - 1);
+                (tokens[1], wanted_tokens[1]) = (!0, token(3));
                 (tokens[2], wanted_tokens[2]) = (i32::MAX, vocabulary - 1);
+                (tokens[3], wanted_tokens[3]) = (!1, vocabulary - 1);
+                (tokens[4], wanted_tokens[4]) = (!7, vocabulary - 1);
             }
             let positions: Vec<i32> = (0..num_rows).map(|row| position(row) as i32).collect();
             let (embedding, learned) = (elements(gpu, element, &table), plain(gpu, &learned_table));
-            let (tokens, positions) = (plain(gpu, &tokens), plain(gpu, &positions));
+            let positions = plain(gpu, &positions);
             for has_learned in [false, true] {
                 let run = || {
                     let residual = Guarded::new(gpu, 4 * num_rows * width);
+                    let tokens = plain(gpu, &tokens);
                     let embed = Embed {
                         element,
                         width,
@@ -35,6 +41,7 @@ fn embedding() {
                         embedding: embedding.view(),
                         learned: has_learned.then(|| learned.view()),
                         tokens: tokens.view(),
+                        drawn: drawn.view(),
                         positions: positions.view(),
                         residual: residual.view(),
                     };

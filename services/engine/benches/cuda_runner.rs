@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use fused_checkpoint::{ModelConfig, ModelFiles};
 use fused_engine::kv::{KvCache, KvSize, SlotId};
-use fused_engine::runner::cuda::CudaRunner;
+use fused_engine::runner::cuda::{CudaRunner, StepLimits};
 use fused_engine::runner::{Runner, SequenceStep};
 use fused_engine::sampler::{SampleStep, Sampling};
 use fused_gpu::Gpu;
@@ -57,6 +57,7 @@ const CASES: [(&str, &str, &[Case]); 3] = [
 ];
 
 const CHUNK: usize = 8192;
+const LIMITS: StepLimits = StepLimits { max_rows: CHUNK, max_sequences: 256, max_logprobs: 0 };
 
 static GREEDY: Sampling = Sampling {
     temperature: 0.0,
@@ -82,7 +83,7 @@ fn main() -> anyhow::Result<()> {
         std::fs::write(folder.path().join("tokenizer.json"), "{}")?;
         let config = ModelConfig::parse(&ModelFiles::open(folder.path())?)?;
         let began = Instant::now();
-        let runner = CudaRunner::dummy(&gpu, &config, 7, CHUNK, 256)?;
+        let runner = CudaRunner::dummy(&gpu, &config, 7, LIMITS)?;
         println!("{name}: ready in {:.2} s", began.elapsed().as_secs_f64());
         let pool_bytes = (gpu.free_bytes()? / 20 * 19) >> 21 << 21;
         let size = KvSize {
@@ -171,10 +172,10 @@ fn step(slot: SlotId, context_len: usize, tokens: &[TokenId]) -> SequenceStep<'_
     let sample = SampleStep {
         sampling: &GREEDY,
         sequence_idx: 0,
-        prompt: &[],
-        output: &[],
+        position: 0,
+        occurrences: &[],
         banned: &[],
         num_logprobs: None,
     };
-    SequenceStep { slot, context_len, tokens, sample: Some(sample), prompt_logprobs: None }
+    SequenceStep { slot, context_len, tokens, sample: Some(sample), drawn_by: None, prompt_logprobs: None }
 }

@@ -118,6 +118,7 @@ impl Machine {
                 context_len,
                 tokens,
                 sample: Some(sample),
+                drawn_by: None,
                 prompt_logprobs: None,
             });
         }

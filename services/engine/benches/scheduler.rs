@@ -70,10 +70,11 @@ impl Bench {
     fn step(&mut self) -> anyhow::Result<Duration> {
         let Self { scheduler, kv, tokens, num_known } = self;
         let began = Instant::now();
-        let step = scheduler.schedule(kv, |id| {
+        let known = |id: SequenceId| {
             let request = usize::try_from(id.request).ok()?;
             Some(Known { tokens: &tokens[request][..num_known[request]], salt: None, reuses: true })
-        });
+        };
+        let step = scheduler.schedule(kv, known, false);
         let took = began.elapsed();
         anyhow::ensure!(step.preempted.is_empty() && step.failed.is_empty(), "memory is short");
         // Nobody computes anything here.
@@ -84,7 +85,7 @@ impl Bench {
             let tokens = &tokens[usize::try_from(scheduled.id.request)?];
             kv.computed(scheduled.slot, &tokens[scheduled.context_len..end]);
         }
-        scheduler.commit(&step);
+        scheduler.commit(&step.scheduled);
         for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
             scheduler.extend(scheduled.id, 1);
             num_known[usize::try_from(scheduled.id.request)?] += 1;
@@ -98,7 +99,9 @@ impl Bench {
         let times = (0..NUM_STEPS).map(|_| {
             for _ in 0..num_ending {
                 let id = SequenceId { turn: 0, request: oldest, idx: 0 };
-                self.scheduler.remove(id, &mut self.kv);
+                if let Some(slot) = self.scheduler.remove(id) {
+                    self.kv.release(slot);
+                }
                 oldest += 1;
                 self.arrive();
             }

@@ -11,7 +11,7 @@ use crate::runner::{Runner, SequenceStep};
 /// Budgets are multiples of it: products of matrices come in tiles of about so many rows.
 const GRANULARITY: usize = 32;
 /// The largest budget that is tried.
-const MAX_BUDGET: usize = 16_384;
+pub(crate) const MAX_BUDGET: usize = 16_384;
 /// Each is measured so often, and the quickest counts: what disturbed the others is not the machine's speed.
 const NUM_RUNS: usize = 3;
 
@@ -34,7 +34,8 @@ pub(crate) fn measure<R: Runner>(
     let mut step = |num_tokens: usize| -> Result<Duration, Error> {
         let context_len = max_model_len - num_tokens;
         let tokens = &tokens[..num_tokens];
-        let step = SequenceStep { slot, context_len, tokens, sample: None, prompt_logprobs: None };
+        let step =
+            SequenceStep { slot, context_len, tokens, sample: None, drawn_by: None, prompt_logprobs: None };
         let began = Instant::now();
         runner.step(&[step], kv)?;
         Ok(began.elapsed())

@@ -1,6 +1,6 @@
 //! An engine on an NVIDIA GPU.
 
-use fused_checkpoint::{Checkpoint, ModelFiles};
+use fused_checkpoint::{Checkpoint, ModelConfig, ModelFiles};
 use fused_gpu::Gpu;
 use fused_lifecycle::Lifecycle;
 use fused_virtual_memory::CudaMemory;
@@ -9,8 +9,8 @@ use fused_vocabulary::import::PatchEmbeddings;
 
 use crate::config::{KvNeeds, KvPlan, PageRules};
 use crate::cpu::{Adapted, Loaded};
-use crate::runner::cuda::CudaRunner;
-use crate::{Config, Engine, Error, WeightSource};
+use crate::runner::cuda::{CudaRunner, StepLimits};
+use crate::{Config, Engine, Error, WeightSource, budget};
 
 /// Pages by default: the driver's granularity, which costs no more calls than smaller ones would.
 const PAGE_BYTES: usize = 2 << 20;
@@ -36,19 +36,22 @@ impl Engine {
         let gpu = Gpu::open(ordinal)?;
         let device = i32::try_from(ordinal).map_err(|_| Error::setting("device", "is no GPU's number"))?;
         let adapted = Adapted::new(files, patch)?;
-        let max_sequences = config.max_num_sequences;
-        let max_rows = config.token_budget.max(max_sequences);
         let (model_config, patch) = (&adapted.config, adapted.patch.as_ref());
+        let limits = StepLimits {
+            max_rows: max_rows(&config, model_config),
+            max_sequences: config.max_num_sequences,
+            max_logprobs: config.max_logprobs as usize,
+        };
         let runner = match config.weights {
             WeightSource::Checkpoint => {
                 let checkpoint = Checkpoint::open(files)?;
-                CudaRunner::load(&gpu, &checkpoint, model_config, patch, embeddings, max_rows, max_sequences)?
+                CudaRunner::load(&gpu, &checkpoint, model_config, (patch, embeddings), limits)?
             }
             WeightSource::Random if patch.is_some() => {
                 let problem = "is dummy, and random weights are adapted to no vocabulary: patch_vocabulary must be none";
                 return Err(Error::setting("load_format", problem));
             }
-            WeightSource::Random => CudaRunner::dummy(&gpu, model_config, 1, max_rows, max_sequences)?,
+            WeightSource::Random => CudaRunner::dummy(&gpu, model_config, 1, limits)?,
         };
         let granularity = CudaMemory::granularity(device)?;
         let needs = KvNeeds {
@@ -67,15 +70,27 @@ impl Engine {
         let memory = |plan: &KvPlan| Ok(CudaMemory::new(device, plan.page_bytes, plan.size.pool_bytes)?);
         Self::start_loaded(config, loaded, memory, lifecycle)
     }
-}
 
-impl Engine {
     /// Whether there is a GPU that an engine can be started on. What else it needs (cuBLASLt)
     /// is found at the start, with an error that names it.
     #[must_use]
     pub fn has_cuda() -> bool {
         Gpu::open(0).is_ok()
     }
+}
+
+/// Rows of the largest step.
+fn max_rows(config: &Config, model: &ModelConfig) -> usize {
+    let max_model_len = config.max_model_len.unwrap_or(usize::MAX).min(model.max_position_embeddings);
+    if config.policy.computes_whole_prompts() {
+        return max_model_len + config.max_num_sequences;
+    }
+    let budget = match config.target_inter_token_latency {
+        // As large a one as may be found then.
+        Some(_) => config.token_budget.max(budget::MAX_BUDGET.min(max_model_len)),
+        None => config.token_budget,
+    };
+    budget.max(config.max_num_sequences)
 }
 
 /// What is free, less what is to be left alone.

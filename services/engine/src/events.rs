@@ -29,6 +29,7 @@ pub(crate) struct CoreEvents {
     steps: Counter,
     step_duration: Histogram,
     step_tokens: Histogram,
+    host_time: Histogram,
     queue_time: Histogram,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
@@ -56,6 +57,7 @@ impl CoreEvents {
             steps: counter!("fused_engine_steps_total"),
             step_duration: histogram!("fused_engine_step_duration_seconds"),
             step_tokens: histogram!("fused_engine_step_tokens"),
+            host_time: histogram!("fused_engine_host_time_seconds"),
             queue_time: histogram!("fused_engine_queue_time_seconds"),
             time_to_first_token: histogram!("fused_engine_time_to_first_token_seconds"),
             inter_token_latency: histogram!("fused_engine_inter_token_latency_seconds"),
@@ -99,6 +101,11 @@ impl CoreEvents {
         self.step_duration.record(took);
         self.step_tokens.record(num_tokens as f64);
         self.computed_tokens.increment(num_tokens as u64);
+    }
+
+    /// What the host has worked from one launch to the next, without its waits for the device.
+    pub(crate) fn host(&self, took: Duration) {
+        self.host_time.record(took);
     }
 
     /// How things stand after a step.

@@ -37,6 +37,12 @@ impl PolicyName {
             Self::SimpleChunking => "simple-chunking",
         }
     }
+
+    /// Whether a prompt is computed in one step, however long it is.
+    #[must_use]
+    pub fn computes_whole_prompts(self) -> bool {
+        matches!(self, Self::Vllm | Self::Orca | Self::FasterTransformer)
+    }
 }
 
 impl fmt::Display for PolicyName {

@@ -124,8 +124,14 @@ impl Scorer {
         for (window, &slot) in windows.iter().zip(&*slots) {
             let context_len = window.num_context.saturating_sub(1).min(window.num_rows());
             let (before, rest) = window.tokens.split_at(context_len);
-            let step =
-                SequenceStep { slot, context_len: 0, tokens: before, sample: None, prompt_logprobs: None };
+            let step = SequenceStep {
+                slot,
+                context_len: 0,
+                tokens: before,
+                sample: None,
+                drawn_by: None,
+                prompt_logprobs: None,
+            };
             if !before.is_empty() {
                 context.push(step);
             }
@@ -135,7 +141,14 @@ impl Scorer {
             };
             let prompt_logprobs = Some(PromptLogprobStep { targets, num_top: 0 });
             if !tokens.is_empty() {
-                scored.push(SequenceStep { slot, context_len, tokens, sample: None, prompt_logprobs });
+                scored.push(SequenceStep {
+                    slot,
+                    context_len,
+                    tokens,
+                    sample: None,
+                    drawn_by: None,
+                    prompt_logprobs,
+                });
             }
         }
         self.runner.step(&context, &self.kv)?;

@@ -30,19 +30,21 @@ pub enum Origin {
 pub(super) struct Modules {
     pub(super) rows: Module,
     pub(super) attention: Module,
+    pub(super) sample: Module,
 }
 
 /// Code that build.rs compiled for an architecture; in the order of [`SOURCES`].
 struct Embedded {
     capability: Capability,
-    images: [&'static [u8]; 2],
+    images: [&'static [u8]; 3],
 }
 
 const EMBEDDED: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
-const SOURCES: [Source<'static>; 2] = [
+const SOURCES: [Source<'static>; 3] = [
     Source { file: "rows.cu", text: include_str!("../../../cuda/rows.cu") },
     Source { file: "attention.cu", text: include_str!("../../../cuda/attention.cu") },
+    Source { file: "sample.cu", text: include_str!("../../../cuda/sample.cu") },
 ];
 const HEADER: &str = include_str!("../../../cuda/device.cuh");
 /// What stands in a source for the header.
@@ -72,14 +74,14 @@ pub(super) fn load(gpu: &Gpu) -> Result<(Modules, Origin)> {
         version,
     });
     if let Some(cache) = &cache
-        && let [Some(rows), Some(attention)] = keys.map(|key| cache.read(&key))
-        && let Ok(modules) = load_all(gpu, [&rows, &attention])
+        && let [Some(rows), Some(attention), Some(sample)] = keys.map(|key| cache.read(&key))
+        && let Ok(modules) = load_all(gpu, [&rows, &attention, &sample])
     {
         return Ok((modules, Origin::Cached(cache.folder().to_owned())));
     }
 
     // Side by side: the compiler takes no more than one core for each.
-    let [rows, attention] = std::thread::scope(|scope| {
+    let [rows, attention, sample] = std::thread::scope(|scope| {
         let compilations = sources.each_ref().map(|(file, text)| {
             let architecture = &architecture;
             scope.spawn(move || compile(Source { file, text }, architecture))
@@ -89,15 +91,15 @@ pub(super) fn load(gpu: &Gpu) -> Result<(Modules, Origin)> {
             compilation.join().unwrap_or_else(died)
         })
     });
-    let images = [rows?, attention?];
+    let images = [rows?, attention?, sample?];
     let modules = load_all(gpu, images.each_ref().map(Vec::as_slice))?;
     let kept =
         cache.filter(|cache| keys.iter().zip(&images).all(|(key, image)| cache.write(key, image).is_ok()));
     Ok((modules, Origin::Compiled { version, kept: kept.map(|cache| cache.folder().to_owned()) }))
 }
 
-fn load_all(gpu: &Gpu, [rows, attention]: [&[u8]; 2]) -> fused_gpu::Result<Modules> {
-    Ok(Modules { rows: gpu.load(rows)?, attention: gpu.load(attention)? })
+fn load_all(gpu: &Gpu, [rows, attention, sample]: [&[u8]; 3]) -> fused_gpu::Result<Modules> {
+    Ok(Modules { rows: gpu.load(rows)?, attention: gpu.load(attention)?, sample: gpu.load(sample)? })
 }
 
 /// What compilers call an architecture; Hopper's with its own instructions.

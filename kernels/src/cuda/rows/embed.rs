@@ -19,8 +19,11 @@ pub struct Embed<'a> {
     pub embedding: View<'a>,
     /// Learned positions, f32 `[positions, width]`: as many rows as the view has.
     pub learned: Option<View<'a>>,
-    /// i32 `[rows]`; an id beyond the vocabulary counts as the last.
+    /// i32 `[rows]`; an id beyond the vocabulary counts as the last. A negative one, `!i`, is `drawn[i]`, which is written in
+    /// its place.
     pub tokens: View<'a>,
+    /// i32: tokens that the step before drew, as many as the view has; an index beyond them counts as the last.
+    pub drawn: View<'a>,
     /// i32 `[rows]`; one beyond the learned ones counts as the last. Read only with `learned`.
     pub positions: View<'a>,
     /// f32 `[rows, width]`.
@@ -34,10 +37,12 @@ struct Params {
     embedding: u64,
     learned: u64,
     tokens: u64,
+    drawn: u64,
     positions: u64,
     residual: u64,
     width: i32,
     num_tokens: i32,
+    num_drawn: i32,
     num_positions: i32,
 }
 
@@ -54,6 +59,7 @@ impl Kernels {
             None => 0,
         };
         let num_tokens = checked.num_rows("embedding", embed.embedding, ELEMENT_BYTES * width)?;
+        let num_drawn = checked.num_rows("drawn", embed.drawn, 4)?;
         let params = Params {
             embedding: checked.matrix(
                 "embedding",
@@ -67,6 +73,7 @@ impl Kernels {
                 None => 0,
             },
             tokens: checked.matrix("tokens", embed.tokens, rows, 1, 4)?,
+            drawn: checked.matrix("drawn", embed.drawn, num_drawn as usize, 1, 4)?,
             positions: match embed.learned {
                 Some(_) => checked.matrix("positions", embed.positions, rows, 1, 4)?,
                 None => 0,
@@ -74,6 +81,7 @@ impl Kernels {
             residual: checked.matrix("residual", embed.residual, rows, width, 4)?,
             width: checked.multiple("width", width, 8)?,
             num_tokens,
+            num_drawn,
             num_positions,
         };
         let grid = (checked.grid_x(rows)?, 1, 1);

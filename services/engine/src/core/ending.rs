@@ -18,14 +18,14 @@ impl<R: Runner> EngineCore<R> {
     pub(super) fn abort(&mut self, id: &RequestId, reply: oneshot::Sender<Aborted>) {
         let Some(&number) = self.numbers.get(id) else { return };
         let mut aborted = Aborted::default();
-        let Some(request) = self.requests.get_mut(&number) else { return };
-        for id in
-            request.ids().filter(|id| !request.sequences[id.idx as usize].is_finished).collect::<Vec<_>>()
-        {
+        let Some(request) = self.requests.get(&number) else { return };
+        let unfinished = request.ids().filter(|id| !request.sequences[id.idx as usize].is_finished);
+        for id in unfinished.collect::<Vec<_>>() {
+            let Some(request) = self.requests.get_mut(&number) else { break };
             aborted.num_sequences += 1;
-            aborted.kv_bytes += self.scheduler.remove(id, &mut self.kv).unwrap_or(0);
             // Gone or not reading: it is being ended anyway.
             let _ = request.finish(id.idx, FinishReason::Aborted);
+            aborted.kv_bytes += self.free(id);
         }
         self.forget(number, "aborted");
         // The one who asked may have gone.
@@ -50,7 +50,7 @@ impl<R: Runner> EngineCore<R> {
 
     /// Ends one sequence as it should end.
     pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason) {
-        self.scheduler.remove(id, &mut self.kv);
+        self.free(id);
         let Some(request) = self.requests.get_mut(&id.request) else { return };
         match request.finish(id.idx, reason) {
             Err(error) => self.fail(id.request, not_sent(error)),
@@ -65,10 +65,23 @@ impl<R: Runner> EngineCore<R> {
     pub(super) fn fail(&mut self, number: u64, error: Error) {
         let Some(request) = self.requests.get(&number) else { return };
         for id in request.ids() {
-            self.scheduler.remove(id, &mut self.kv);
+            self.free(id);
         }
         if let Some(request) = self.forget(number, error.code().name()) {
             request.events.fail(error);
+        }
+    }
+
+    /// Forgets a sequence and gives its slot back, when the last step in flight that works on it has come down. Returns the
+    /// bytes that it needed.
+    fn free(&mut self, id: SequenceId) -> usize {
+        let Some(slot) = self.scheduler.remove(id) else { return 0 };
+        match self.flights.iter_mut().rev().find(|flight| flight.holds(slot)) {
+            Some(flight) => {
+                flight.ended.push(slot);
+                self.kv.needed_bytes(slot)
+            }
+            None => self.kv.release(slot),
         }
     }
 

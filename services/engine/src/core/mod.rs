@@ -1,15 +1,21 @@
-//! The loop: take commands, schedule, run, publish, commit. On its own OS thread, which never waits for a client.
+//! The loop: take commands, schedule, launch, land, publish. On its own OS thread, which never waits for a client.
+//!
+//! A device that can be given a step before the last one is done gets it: `schedule` then decides ahead of the tokens in flight,
+//! counting on one from every sequence that draws, and the device passes them on itself. What is not known as yet cannot be
+//! counted on: a sequence that has ended meanwhile runs once more in vain, its slot is given back only after that, and for
+//! memory that others would have to give up the steps in flight are waited for.
 
 mod admission;
 mod door;
 mod ending;
+mod flight;
 mod sequence;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 mod thread;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use fused_status::Error;
@@ -24,6 +30,7 @@ use crate::scheduler::{Scheduled, Scheduler, SequenceId, Step};
 use admission::PrefillRate;
 use door::{Arrival, Command};
 use ending::{not_sent, out_of_memory};
+use flight::Flight;
 pub(crate) use sequence::Drawn;
 use sequence::{End, Request};
 
@@ -49,6 +56,14 @@ pub(crate) struct EngineCore<R: Runner> {
     scheduler: Scheduler,
     /// By number, that is in order of arrival.
     requests: BTreeMap<u64, Request>,
+    /// Steps that the device has been given and whose outputs are not read, the oldest first.
+    flights: VecDeque<Flight>,
+    /// Whether somebody can only go on when others give way, which those in flight cannot.
+    is_held_up: bool,
+    /// When the last step came down.
+    last_landing: Instant,
+    /// How long `step` has waited for the device.
+    waited: Duration,
     numbers: HashMap<RequestId, u64>,
     commands: mpsc::Receiver<Command>,
     order: Order,
@@ -74,15 +89,31 @@ impl<R: Runner> EngineCore<R> {
     /// One step of all sequences.
     pub(crate) fn step(&mut self) -> Result<Progress, RunnerError> {
         let started = (self.clock)();
+        self.waited = Duration::ZERO;
         self.take_commands();
         self.end_lost_requests(started);
+        while self.is_held_up && !self.flights.is_empty() {
+            self.land()?;
+        }
         let step = self.schedule();
+        self.is_held_up = step.is_held_up;
         self.note(&step, started);
-        let outputs = self.run(&step)?;
+        let is_launched = self.launch(&step, started)?;
+        let landed = match self.flights.len() {
+            0 => false,
+            num if is_launched && num < self.runner.max_in_flight() => false,
+            _ => {
+                self.land()?;
+                true
+            }
+        };
+        self.tell_load();
         let finished = (self.clock)();
-        self.publish(outputs, finished);
-        self.commit(&step, finished.saturating_duration_since(started));
-        Ok(if step.is_empty() { self.idle(finished) } else { Progress::Ran })
+        // Of a device that computes when it is given a step, this would be the step's time.
+        if is_launched && self.runner.max_in_flight() > 1 {
+            self.events.host(finished.saturating_duration_since(started).saturating_sub(self.waited));
+        }
+        Ok(if step.is_empty() && !landed { self.idle(finished) } else { Progress::Ran })
     }
 
     fn take_commands(&mut self) {
@@ -169,7 +200,7 @@ impl<R: Runner> EngineCore<R> {
     fn schedule(&mut self) -> Step {
         let requests = &self.requests;
         let known = |id: SequenceId| requests.get(&id.request)?.known(id.idx);
-        self.scheduler.schedule(&mut self.kv, known)
+        self.scheduler.schedule(&mut self.kv, known, !self.flights.is_empty())
     }
 
     /// Notes what the scheduler has decided.
@@ -198,8 +229,8 @@ impl<R: Runner> EngineCore<R> {
         }
     }
 
-    /// Runs the forward pass and draws tokens.
-    fn run(&mut self, step: &Step) -> Result<Vec<(Scheduled, SequenceOutput)>, RunnerError> {
+    /// Gives the device the forward pass and the draws. Says whether there was anything to give.
+    fn launch(&mut self, step: &Step, now: Instant) -> Result<bool, RunnerError> {
         // A request that has just failed for want of memory may have another sequence in the step.
         let steps = step.scheduled.iter().filter_map(|scheduled| {
             Some((*scheduled, self.requests.get(&scheduled.id.request)?.step(scheduled)?))
@@ -210,56 +241,82 @@ impl<R: Runner> EngineCore<R> {
             self.runner.copy(&copies, &self.kv)?;
         }
         if sequences.is_empty() {
-            return Ok(Vec::new());
+            return Ok(false);
         }
         let memory_error = |error: kv::Error| RunnerError::new::<R>(&error);
         let grow = scheduled.iter().filter(|scheduled| scheduled.reaches_end).map(|scheduled| scheduled.slot);
         self.kv.map_ahead(grow).map_err(memory_error)?;
-        let outputs = self.runner.step(&sequences, &self.kv)?;
-        let mut asked = sequences.iter().map(|sequence| sequence.sample.is_some());
-        let drawn = outputs.iter().map(|output| output.sampled.is_some());
+        self.runner.launch(&sequences, &self.kv)?;
+        let draws = sequences.iter().map(|sequence| sequence.sample.is_some()).collect();
+        self.scheduler.commit(&scheduled);
+        for (idx, scheduled) in scheduled.iter().enumerate() {
+            let Some(request) = self.requests.get_mut(&scheduled.id.request) else { continue };
+            if request.note_launched(scheduled, idx) {
+                self.scheduler.extend(scheduled.id, 1);
+            }
+        }
+        self.flights.push_back(Flight { scheduled, draws, ended: Vec::new(), launched: now });
+        Ok(true)
+    }
+
+    /// Waits for the oldest step in flight and tells its outputs.
+    fn land(&mut self) -> Result<(), RunnerError> {
+        let began = (self.clock)();
+        let outputs = self.runner.finish()?;
+        let Some(flight) = self.flights.pop_front() else { return Ok(()) };
+        let now = (self.clock)();
+        self.waited += now.saturating_duration_since(began);
         // A sequence without its output would wait for ever.
-        if !asked.by_ref().eq(drawn) {
+        if !flight.draws.iter().copied().eq(outputs.iter().map(|output| output.sampled.is_some())) {
             return Err(RunnerError::new::<R>(&NotAnswered));
         }
-        for (scheduled, sequence) in scheduled.iter().zip(&sequences) {
-            self.kv.computed(scheduled.slot, sequence.tokens);
+        self.note_landing(&flight, now);
+        for (scheduled, output) in flight.scheduled.iter().zip(outputs) {
+            // Ended since it was launched.
+            if flight.ended.contains(&scheduled.slot) {
+                continue;
+            }
+            self.publish(scheduled, output, now);
         }
-        Ok(scheduled.into_iter().zip(outputs).collect())
+        for slot in flight.ended {
+            self.kv.release(slot);
+        }
+        Ok(())
     }
 
-    fn publish(&mut self, outputs: Vec<(Scheduled, SequenceOutput)>, now: Instant) {
-        for (scheduled, output) in outputs {
-            let id = scheduled.id;
-            // Unknown where another sequence of the same request has just ended it.
-            let Some(request) = self.requests.get_mut(&id.request) else { continue };
-            let taken = request.take(&scheduled, output, now);
-            if let Some(drawn) = taken.drawn {
-                self.events.token(drawn);
-            }
-            match taken.end {
-                Some(End::Finished(reason)) => self.finish(id, reason),
-                Some(End::NotSent(error)) => self.fail(id.request, not_sent(error)),
-                None if taken.drawn.is_some() => self.scheduler.extend(id, 1),
-                None => {}
-            }
-            if taken.lets_others_draw {
-                self.let_draw(id.request);
-            }
+    fn publish(&mut self, scheduled: &Scheduled, output: SequenceOutput, now: Instant) {
+        let id = scheduled.id;
+        // Unknown where another sequence of the same request has just ended it.
+        let Some(request) = self.requests.get_mut(&id.request) else { return };
+        self.kv.computed(scheduled.slot, request.computed(scheduled));
+        let taken = request.take(scheduled, output, now);
+        if let Some(drawn) = taken.drawn {
+            self.events.token(drawn);
+        }
+        match taken.end {
+            Some(End::Finished(reason)) => self.finish(id, reason),
+            Some(End::NotSent(error)) => self.fail(id.request, not_sent(error)),
+            None => {}
+        }
+        if taken.lets_others_draw {
+            self.let_draw(id.request);
         }
     }
 
-    fn commit(&mut self, step: &Step, took: Duration) {
-        self.scheduler.commit(step);
+    /// A step takes from when the device could begin with it, which is when the one before was done.
+    fn note_landing(&mut self, flight: &Flight, now: Instant) {
+        let took = now.saturating_duration_since(flight.launched.max(self.last_landing));
+        self.last_landing = now;
+        let num_tokens = flight.scheduled.iter().map(|scheduled| scheduled.num_tokens).sum();
+        self.events.step(took, num_tokens);
+        if flight.scheduled.iter().any(|scheduled| scheduled.num_tokens > 1) {
+            self.prefill_rate.note(num_tokens, took);
+        }
+    }
+
+    fn tell_load(&mut self) {
         debug_assert!(self.kv.is_consistent(), "a page is lost or in two places");
         debug_assert!(self.scheduler.is_consistent(), "a sequence is in two queues");
-        if !step.scheduled.is_empty() {
-            let num_tokens = step.scheduled.iter().map(|scheduled| scheduled.num_tokens).sum();
-            self.events.step(took, num_tokens);
-            if step.scheduled.iter().any(|scheduled| scheduled.num_tokens > 1) {
-                self.prefill_rate.note(num_tokens, took);
-            }
-        }
         let num_tokens_to_prefill = self.scheduler.num_tokens_to_prefill();
         let load = Load {
             num_running: self.scheduler.num_running(),

@@ -45,6 +45,8 @@ pub(super) struct Sequence {
     tokens: Vec<TokenId>,
     /// What penalties count; empty where there are none.
     occurrences: Occurrences,
+    /// Its place in the last step launched that draws a token of it. As long as that is in flight, `tokens` lack the token.
+    drawn_by: usize,
     pub(super) is_finished: bool,
     num_preemptions: u32,
     first_scheduled: Option<Instant>,
@@ -170,18 +172,40 @@ impl Request {
     pub(super) fn step(&self, scheduled: &Scheduled) -> Option<SequenceStep<'_>> {
         let sequence = self.sequences.get(scheduled.id.idx as usize)?;
         let end = scheduled.context_len + scheduled.num_tokens;
+        let num_known = sequence.tokens.len();
         Some(SequenceStep {
             slot: scheduled.slot,
             context_len: scheduled.context_len,
-            tokens: sequence.tokens.get(scheduled.context_len..end)?,
-            sample: (scheduled.reaches_end && self.max_tokens != Some(0))
-                .then(|| self.draw(sequence, scheduled)),
+            tokens: sequence.tokens.get(scheduled.context_len..end.min(num_known))?,
+            drawn_by: (end > num_known).then_some(sequence.drawn_by),
+            sample: self.draws(scheduled).then(|| self.draw(sequence, scheduled)),
             prompt_logprobs: self.prompt_logprob_step(sequence, scheduled),
         })
     }
 
+    /// The tokens of a step that has come down: all of them are known then.
+    pub(super) fn computed(&self, scheduled: &Scheduled) -> &[TokenId] {
+        let end = scheduled.context_len + scheduled.num_tokens;
+        let sequence = self.sequences.get(scheduled.id.idx as usize);
+        sequence.and_then(|sequence| sequence.tokens.get(scheduled.context_len..end)).unwrap_or(&[])
+    }
+
+    /// Notes that a step has been launched, in which a sequence has this place. Says whether it draws a token that another may
+    /// follow.
+    pub(super) fn note_launched(&mut self, scheduled: &Scheduled, idx: usize) -> bool {
+        let draws = self.draws(scheduled);
+        if let Some(sequence) = self.sequences.get_mut(scheduled.id.idx as usize).filter(|_| draws) {
+            sequence.drawn_by = idx;
+        }
+        draws && scheduled.context_len + scheduled.num_tokens < self.max_len()
+    }
+
+    fn draws(&self, scheduled: &Scheduled) -> bool {
+        scheduled.reaches_end && self.max_tokens != Some(0)
+    }
+
     fn draw<'a>(&'a self, sequence: &'a Sequence, scheduled: &Scheduled) -> SampleStep<'a> {
-        let num_output = sequence.tokens.len() - self.prompt.len();
+        let num_output = scheduled.context_len + scheduled.num_tokens - self.prompt.len();
         SampleStep {
             sampling: &self.request.sampling,
             sequence_idx: scheduled.id.idx,

@@ -1,5 +1,6 @@
 //! The whole core without its thread: tests step it by hand and move its clock.
 
+mod ahead;
 mod outcomes;
 mod simulation;
 
@@ -30,7 +31,7 @@ pub(crate) const NUM_SLOTS: usize = 4;
 pub(crate) fn mock_kv(num_pages: usize) -> KvCache<SimulatedMemory> {
     let layout = KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2, bytes_per_element: 2 };
     let pool_bytes = num_pages * 32;
-    let memory = SimulatedMemory::with_contents(32, pool_bytes).unwrap();
+    let memory = SimulatedMemory::with_contents(32, pool_bytes).unwrap().of_device();
     KvCache::new(memory, layout, mock_size(pool_bytes)).unwrap()
 }
 
@@ -77,10 +78,14 @@ impl Harness {
     }
 
     fn with(num_pages: usize, config: CoreConfig) -> Self {
+        Self::on(MockRunner::default(), num_pages, config)
+    }
+
+    fn on(runner: MockRunner, num_pages: usize, config: CoreConfig) -> Self {
         let now = Arc::new(Mutex::new(Instant::now()));
         let clock = Arc::clone(&now);
         let clock = Box::new(move || *clock.lock().unwrap());
-        let (core, door) = assemble(config, MockRunner::default(), mock_kv(num_pages), clock);
+        let (core, door) = assemble(config, runner, mock_kv(num_pages), clock);
         Self { core, door, now }
     }
 

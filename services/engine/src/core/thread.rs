@@ -1,5 +1,5 @@
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -85,6 +85,10 @@ pub(crate) fn assemble<R: Runner>(
         prefill_rate: PrefillRate::default(),
         started: clock(),
         requests: BTreeMap::new(),
+        flights: VecDeque::new(),
+        is_held_up: false,
+        last_landing: clock(),
+        waited: Duration::ZERO,
         numbers: HashMap::new(),
         commands,
         load,

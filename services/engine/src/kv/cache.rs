@@ -243,7 +243,7 @@ impl<M: VirtualMemory> KvCache<M> {
         else {
             return 0;
         };
-        let bytes = self.slots[idx].num_needed_pages() * self.memory.page_bytes();
+        let bytes = self.needed_bytes(slot);
         self.need(idx, 0);
         self.tick += 1;
         self.num_releases += 1;
@@ -258,6 +258,13 @@ impl<M: VirtualMemory> KvCache<M> {
         self.slots[idx].state = State::Parked { since: self.tick };
         self.parked.insert(idx, self.tick, self.slots[idx].num_pages());
         bytes
+    }
+
+    /// Bytes that a live sequence needs of its slot; 0 for a slot that is not live.
+    #[must_use]
+    pub fn needed_bytes(&self, slot: SlotId) -> usize {
+        let slot = self.slots.get(slot.idx()).filter(|slot| slot.is_live());
+        slot.map_or(0, |slot| slot.num_needed_pages() * self.memory.page_bytes())
     }
 
     pub(super) fn pages_for(&self, num_tokens: usize) -> usize {

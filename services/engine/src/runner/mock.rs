@@ -2,13 +2,14 @@
 //! or a forgotten token changes all that follows. Its keys and values are the tokens themselves, and it reads them back from
 //! the slot's memory each time: a page in the wrong place is a wrong context too.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
-use fused_virtual_memory::SimulatedMemory;
+use fused_virtual_memory::{Pinned, SimulatedMemory};
 use fused_vocabulary::TokenId;
 
 use super::{Runner, RunnerError, SequenceOutput, SequenceStep};
-use crate::kv::{KvCache, KvCopy, SlotUse};
+use crate::kv::{KvCache, KvCopy};
 use crate::sampler::{SampledToken, TokenLogprobs};
 
 /// Tokens are below this.
@@ -17,10 +18,23 @@ const VOCAB_SIZE: u64 = 100;
 /// Computes nothing, and checks that what it is asked is possible.
 #[derive(Debug, Default)]
 pub(crate) struct MockRunner {
+    /// Steps that it may have in flight beside the oldest.
+    pub(crate) num_ahead: usize,
+    pub(crate) in_flight: VecDeque<InFlight>,
+    /// What each sequence of the last step drew.
+    pub(crate) drawn: Vec<Option<TokenId>>,
     pub(crate) num_steps: usize,
     pub(crate) fault: Option<Fault>,
     /// Where set, every step waits for a word; when nobody is left to say one, it waits no more.
     pub(crate) gate: Option<Receiver<()>>,
+}
+
+/// A step that is not finished: nothing of its slots may be unmapped.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    number: usize,
+    outputs: Vec<SequenceOutput>,
+    _pinned: Pinned<SimulatedMemory>,
 }
 
 /// What goes wrong, and in which step.
@@ -41,29 +55,47 @@ pub(crate) enum Fault {
 impl Runner for MockRunner {
     type Memory = SimulatedMemory;
 
-    fn step(
+    fn max_in_flight(&self) -> usize {
+        1 + self.num_ahead
+    }
+
+    fn launch(
         &mut self,
         sequences: &[SequenceStep<'_>],
         kv: &KvCache<SimulatedMemory>,
-    ) -> Result<Vec<SequenceOutput>, RunnerError> {
+    ) -> Result<(), RunnerError> {
+        assert!(self.in_flight.len() < self.max_in_flight(), "too many steps in flight");
         self.num_steps += 1;
         if let Some(gate) = &self.gate {
             // An error: nobody is left.
             let _ = gate.recv();
         }
-        let uses = sequences.iter().map(|sequence| SlotUse {
-            slot: sequence.slot,
-            context_len: sequence.context_len,
-            num_tokens: sequence.tokens.len(),
-        });
-        let _pinned = kv.pin(uses).unwrap();
-        let mut outputs: Vec<_> = sequences.iter().map(|sequence| run(sequence, kv)).collect();
+        let pinned = kv.pin(sequences.iter().map(SequenceStep::slot_use)).unwrap();
+        let drawn = std::mem::take(&mut self.drawn);
+        let outputs: Vec<_> = sequences
+            .iter()
+            .map(|sequence| {
+                let Some(by) = sequence.drawn_by else { return run(sequence, sequence.tokens, kv) };
+                assert!(sequence.tokens.is_empty() && !self.in_flight.is_empty(), "a token nobody draws");
+                run(sequence, &[drawn[by].unwrap()], kv)
+            })
+            .collect();
+        let token = |output: &SequenceOutput| output.sampled.as_ref().map(|sampled| sampled.token);
+        self.drawn = outputs.iter().map(token).collect();
+        self.in_flight.push_back(InFlight { number: self.num_steps, outputs, _pinned: pinned });
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vec<SequenceOutput>, RunnerError> {
+        let Some(InFlight { number, mut outputs, .. }) = self.in_flight.pop_front() else {
+            return Ok(Vec::new());
+        };
         match self.fault {
-            Some(Fault::Error { step }) if step == self.num_steps => {
+            Some(Fault::Error { step }) if step == number => {
                 Err(RunnerError { device: "mock".to_owned(), message: "told to fail".to_owned() })
             }
-            Some(Fault::Panic { step }) if step == self.num_steps => panic!("told to panic"),
-            Some(Fault::Short { step }) if step == self.num_steps => {
+            Some(Fault::Panic { step }) if step == number => panic!("told to panic"),
+            Some(Fault::Short { step }) if step == number => {
                 outputs.pop();
                 Ok(outputs)
             }
@@ -82,12 +114,12 @@ impl Runner for MockRunner {
     }
 }
 
-fn run(step: &SequenceStep<'_>, kv: &KvCache<SimulatedMemory>) -> SequenceOutput {
-    assert!(!step.tokens.is_empty(), "a sequence without tokens");
-    let end = step.context_len + step.tokens.len();
+fn run(step: &SequenceStep<'_>, tokens: &[TokenId], kv: &KvCache<SimulatedMemory>) -> SequenceOutput {
+    assert!(!tokens.is_empty(), "a sequence without tokens");
+    let end = step.context_len + tokens.len();
     let range = kv.range_of(step.slot, end).unwrap();
     let token_bytes = kv.layout().token_bytes();
-    for (token, position) in step.tokens.iter().zip(step.context_len..) {
+    for (token, position) in tokens.iter().zip(step.context_len..) {
         let mut bytes = vec![0; token_bytes];
         bytes[..4].copy_from_slice(&token.0.to_le_bytes());
         // The end of a token too must be there: it may lie in another page.

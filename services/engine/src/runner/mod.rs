@@ -12,22 +12,38 @@ pub(crate) mod mock;
 use fused_virtual_memory::VirtualMemory;
 use fused_vocabulary::TokenId;
 
-use crate::kv::{KvCache, KvCopy, SlotId};
+use crate::kv::{KvCache, KvCopy, SlotId, SlotUse};
 use crate::sampler::{SampleStep, SampledToken, TokenLogprobs};
 
-/// What one sequence does in one step: `tokens` are appended behind `context_len` tokens that its slot already holds.
+/// What one sequence does in one step: new tokens are appended behind `context_len` tokens that its slot already holds.
 #[derive(Debug)]
 pub struct SequenceStep<'a> {
-    /// Where the sequence's keys and values are. Mapped for `context_len + tokens.len()` tokens.
+    /// Where the sequence's keys and values are. Mapped for `context_len + num_tokens()` tokens.
     pub slot: SlotId,
-    /// Tokens whose keys and values the slot holds.
+    /// Tokens whose keys and values the slot holds, or will when the steps launched before are done.
     pub context_len: usize,
     /// The new tokens, at least one: a chunk of the prompt, or the token sampled last.
     pub tokens: &'a [TokenId],
+    /// Where the new token is the one that the step launched before draws, and so is known to the device alone: which of that
+    /// step's sequences draws it. `tokens` is empty then.
+    pub drawn_by: Option<usize>,
     /// How to draw the token behind the last of `tokens`; `None` while the prompt is not finished.
     pub sample: Option<SampleStep<'a>>,
     /// Log-probabilities of the prompt's own tokens, where asked for.
     pub prompt_logprobs: Option<PromptLogprobStep<'a>>,
+}
+
+impl SequenceStep<'_> {
+    /// How many tokens are new.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len() + usize::from(self.drawn_by.is_some())
+    }
+
+    /// What it does with its slot.
+    pub(crate) fn slot_use(&self) -> SlotUse {
+        SlotUse { slot: self.slot, context_len: self.context_len, num_tokens: self.num_tokens() }
+    }
 }
 
 /// Which prompt tokens this step predicts.
@@ -70,18 +86,48 @@ pub trait Runner: Send + 'static {
     /// The memory the device computes on.
     type Memory: VirtualMemory;
 
-    /// Runs all sequences in one batch, writes their keys and values into their slots and returns one output a
-    /// sequence, in order. A sequence's output does not depend on what else is in the batch, bit for bit.
+    /// How many steps may be launched before the first of them has been finished, at least 1. With 2, the device has the next
+    /// step before the last one's tokens are read.
+    fn max_in_flight(&self) -> usize {
+        1
+    }
+
+    /// Has the device run all sequences in one batch, behind the steps launched before, and write their keys and values into
+    /// their slots, which it holds until the step is finished. At least one sequence.
+    ///
+    /// # Errors
+    /// The device failed, or more steps are in flight than may be.
+    fn launch(
+        &mut self,
+        sequences: &[SequenceStep<'_>],
+        kv: &KvCache<Self::Memory>,
+    ) -> Result<(), RunnerError>;
+
+    /// Waits for the step launched first of those that are in flight, and returns one output a sequence, in order. None are
+    /// returned where no step is.
     ///
     /// # Errors
     /// The device failed.
+    fn finish(&mut self) -> Result<Vec<SequenceOutput>, RunnerError>;
+
+    /// Launches a step while none is in flight, and finishes it.
+    ///
+    /// # Errors
+    /// Those of the two.
     fn step(
         &mut self,
         sequences: &[SequenceStep<'_>],
         kv: &KvCache<Self::Memory>,
-    ) -> Result<Vec<SequenceOutput>, RunnerError>;
+    ) -> Result<Vec<SequenceOutput>, RunnerError> {
+        if sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.launch(sequences, kv)?;
+        self.finish()
+    }
 
-    /// Copies keys and values between slots, in order, before the next step.
+    /// Copies keys and values between slots, in order, before the next step is launched. What is copied was computed by
+    /// finished steps.
     ///
     /// # Errors
     /// The device failed.

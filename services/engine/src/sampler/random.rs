@@ -21,7 +21,7 @@ mod tests {
         let num = 20_000;
         let mut counts = [0; 10];
         for position in 0..num {
-            counts[(u128::from(random(7, 0, position)) * 10 >> 64) as usize] += 1;
+            counts[((u128::from(random(7, 0, position)) * 10) >> 64) as usize] += 1;
         }
         assert!(counts.iter().all(|&count| (count - 2_000_i32).abs() < 200), "{counts:?}");
     }

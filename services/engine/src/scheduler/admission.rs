@@ -53,6 +53,10 @@ impl Scheduler {
                     self.running.insert(id, running);
                 }
                 Some(Admission::NoRoom) => match self.stalled() {
+                    Some(_) if plan.step.is_ahead => {
+                        plan.step.is_held_up = true;
+                        return;
+                    }
                     Some(stalled) => self.preempt(stalled, plan, kv),
                     None => {
                         // What is about to be copied cannot be taken in this step, but in the next.

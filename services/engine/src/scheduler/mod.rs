@@ -71,7 +71,7 @@ impl Scheduler {
         self.waiting.insert(id, Progress::default());
     }
 
-    /// More tokens of a sequence are known: a chunk of its prompt, or one that was drawn.
+    /// More tokens of a sequence are known: a chunk of its prompt, or one that is drawn by a step in flight at the latest.
     pub fn extend(&mut self, id: SequenceId, num_tokens: usize) {
         self.update(id, |progress| {
             progress.num_tokens += num_tokens;
@@ -96,21 +96,24 @@ impl Scheduler {
         self.running.get(&id).map(|running| running.slot)
     }
 
-    /// Forgets a sequence and gives its slot back. Returns the bytes that it needed, `None` if it is unknown.
-    pub fn remove<M: VirtualMemory>(&mut self, id: SequenceId, kv: &mut KvCache<M>) -> Option<usize> {
+    /// Forgets a sequence. Returns the slot that it had, for the caller to give back when no step works on it any more.
+    pub fn remove(&mut self, id: SequenceId) -> Option<SlotId> {
         if let Some(running) = self.running.remove(&id) {
-            return Some(kv.release(running.slot));
+            return Some(running.slot);
         }
-        self.waiting.remove(id).map(|_| 0)
+        self.waiting.remove(id);
+        None
     }
 
-    /// Decides the next step and maps the memory for it. `known` says what the tokens of a sequence are.
+    /// Decides the next step and maps the memory for it. `known` says what the tokens of a sequence are. `is_ahead`: steps are
+    /// in flight.
     pub fn schedule<'a, M: VirtualMemory>(
         &mut self,
         kv: &mut KvCache<M>,
         known: impl Fn(SequenceId) -> Option<Known<'a>>,
+        is_ahead: bool,
     ) -> Step {
-        let mut step = Step::default();
+        let mut step = Step { is_ahead, ..Step::default() };
         for kind in policy::steps(self.config.policy) {
             let mut plan = Plan::new(*kind, self.config.chunk_schedule, self.budget(kind, kv), step);
             self.fill(&mut plan, kv, &known);
@@ -122,9 +125,9 @@ impl Scheduler {
         step
     }
 
-    /// Records that a step has run.
-    pub fn commit(&mut self, step: &Step) {
-        for scheduled in &step.scheduled {
+    /// Records that sequences run as scheduled: what is decided from now on comes behind that.
+    pub fn commit(&mut self, scheduled: &[Scheduled]) {
+        for scheduled in scheduled {
             if let Some(running) = self.running.get_mut(&scheduled.id) {
                 running.num_computed += scheduled.num_tokens;
             }
@@ -189,10 +192,11 @@ impl Scheduler {
         if kind.has_decodes {
             self.continue_running(plan, kv, Running::is_decode);
         }
-        if kind.prefills != Prefills::None {
+        // Whoever is short of memory comes before those who would take it here; in the next step, when others may give way.
+        if kind.prefills != Prefills::None && !plan.step.is_held_up {
             self.continue_running(plan, kv, |running| !running.is_decode());
         }
-        if admits {
+        if admits && !plan.step.is_held_up {
             self.admit_waiting(plan, kv, known);
         }
     }

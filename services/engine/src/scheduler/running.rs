@@ -44,6 +44,10 @@ impl Scheduler {
             }
             match kv.ensure(running.slot, running.progress.num_tokens) {
                 Ok(()) => return plan.add(id, running, num_tokens),
+                Err(_) if plan.step.is_ahead => {
+                    plan.step.is_held_up = true;
+                    return;
+                }
                 Err(kv::Error::OutOfPages) if self.running.len() > 1 => {
                     let victim = self.victim().unwrap_or(id);
                     self.preempt(victim, plan, kv);
@@ -51,7 +55,9 @@ impl Scheduler {
                 // What is about to be copied stays where it is during this step.
                 Err(kv::Error::OutOfPages) if kv.has_copies() => return,
                 Err(error) => {
-                    self.remove(id, kv);
+                    if let Some(slot) = self.remove(id) {
+                        kv.release(slot);
+                    }
                     plan.step.failed.push((id, error));
                 }
             }

@@ -24,12 +24,16 @@ pub struct Step {
     pub preempted: Vec<SequenceId>,
     /// Sequences for which there is no memory although nobody is left to give way; removed.
     pub failed: Vec<(SequenceId, kv::Error)>,
+    /// Whether it was decided while steps are in flight, whose sequences keep what they have: nobody gives way for it.
+    pub is_ahead: bool,
+    /// Whether somebody is left out for that.
+    pub is_held_up: bool,
 }
 
 impl Step {
     /// Whether nothing runs and nothing has changed, so that the next step would be the same.
     pub fn is_empty(&self) -> bool {
-        let Self { scheduled, admitted, preempted, failed } = self;
+        let Self { scheduled, admitted, preempted, failed, is_ahead: _, is_held_up: _ } = self;
         scheduled.is_empty() && admitted.is_empty() && preempted.is_empty() && failed.is_empty()
     }
 }

@@ -64,12 +64,16 @@ fn plan(step: &Step) -> Vec<(u64, usize, usize, bool)> {
 
 /// Runs one step in which every sequence that reaches its end draws a token.
 fn run(scheduler: &mut Scheduler, kv: &mut KvCache<SimulatedMemory>) -> Step {
-    let step = scheduler.schedule(kv, unshared);
-    scheduler.commit(&step);
+    let step = scheduler.schedule(kv, unshared, false);
+    scheduler.commit(&step.scheduled);
     for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
         scheduler.extend(scheduled.id, 1);
     }
     step
+}
+
+fn remove(scheduler: &mut Scheduler, request: u64, kv: &mut KvCache<SimulatedMemory>) {
+    kv.release(scheduler.remove(id(request)).unwrap());
 }
 
 #[test]
@@ -119,8 +123,28 @@ fn the_youngest_gives_way_and_is_computed_again_with_what_it_had_drawn() {
     arrive(&mut scheduler, 2, 1);
     run(&mut scheduler, &mut kv);
     assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (1, 2), "nobody overtakes it");
-    assert!(scheduler.remove(id(0), &mut kv).unwrap() > 0);
+    remove(&mut scheduler, 0, &mut kv);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 0, known, true), (2, 0, 1, true)]);
+}
+
+#[test]
+fn who_is_short_of_memory_waits_for_the_steps_in_flight_before_others_give_way() {
+    let (mut scheduler, mut kv) = (sarathi(64), cache(4, 10));
+    arrive(&mut scheduler, 0, 15);
+    arrive(&mut scheduler, 1, 15);
+    loop {
+        let step = scheduler.schedule(&mut kv, unshared, true);
+        assert!(step.preempted.is_empty() && step.failed.is_empty());
+        scheduler.commit(&step.scheduled);
+        for scheduled in &step.scheduled {
+            scheduler.extend(scheduled.id, 1);
+        }
+        if step.is_held_up {
+            assert!(step.scheduled.len() < 2);
+            break;
+        }
+    }
+    assert_eq!(run(&mut scheduler, &mut kv).preempted, [id(1)]);
 }
 
 /// Of its eight tokens seven are computed; the last is kept back until the prompt's end is marked.
@@ -177,7 +201,7 @@ fn a_queue_that_waits_for_its_prompts_is_passed_over_and_counted() {
     assert_eq!(scheduler.num_tokens_to_prefill(), 4);
     scheduler.complete_prompt(id(7), MAX_MODEL_LEN, 0);
     assert_eq!(scheduler.num_tokens_to_prefill(), 5);
-    scheduler.remove(id(100), &mut kv);
+    remove(&mut scheduler, 100, &mut kv);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(7, 0, 1, true)], "in order of arrival");
     assert_eq!((scheduler.num_tokens_to_prefill(), scheduler.num_waiting()), (4, 100));
     assert!(scheduler.is_consistent());
@@ -190,7 +214,8 @@ fn what_another_computes_is_counted_once() {
         arrive(&mut scheduler, request, MAX_MODEL_LEN);
     }
     assert_eq!(scheduler.num_tokens_to_prefill(), 3 * MAX_MODEL_LEN);
-    let step = scheduler.schedule(&mut kv, |_| Some(Known { tokens: &NOTHING, salt: None, reuses: true }));
+    let step =
+        scheduler.schedule(&mut kv, |_| Some(Known { tokens: &NOTHING, salt: None, reuses: true }), false);
     assert_eq!(plan(&step), [(0, 0, MAX_MODEL_LEN, true)]);
     // Of the others' tokens the last ones, to draw from.
     assert_eq!(scheduler.num_tokens_to_prefill(), MAX_MODEL_LEN + 2);
@@ -205,9 +230,10 @@ fn removal_gives_the_slot_back() {
     arrive(&mut scheduler, 0, 4);
     arrive(&mut scheduler, 1, 4);
     run(&mut scheduler, &mut kv);
-    assert_eq!(scheduler.remove(id(1), &mut kv), Some(0));
-    assert_eq!(scheduler.remove(id(1), &mut kv), None);
-    assert!(scheduler.remove(id(0), &mut kv).unwrap() >= 32);
+    assert_eq!(scheduler.remove(id(1)), None);
+    assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (1, 0));
+    let slot = scheduler.remove(id(0)).unwrap();
+    assert!(kv.needed_bytes(slot) >= 32 && kv.release(slot) >= 32);
     assert_eq!(kv.stats().live_slots, 0);
     assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (0, 0));
 }
@@ -248,13 +274,13 @@ fn alike<'a>(tokens: &'a [Vec<TokenId>]) -> impl Fn(SequenceId) -> Option<Known<
 }
 
 fn run_alike(scheduler: &mut Scheduler, kv: &mut KvCache<SimulatedMemory>, tokens: &[Vec<TokenId>]) -> Step {
-    let step = scheduler.schedule(kv, alike(tokens));
+    let step = scheduler.schedule(kv, alike(tokens), false);
     let _ = kv.take_copies();
     for Scheduled { id, slot, context_len, num_tokens, .. } in &step.scheduled {
         let tokens = &tokens[usize::try_from(id.request).unwrap()];
         kv.computed(*slot, &tokens[*context_len..context_len + num_tokens]);
     }
-    scheduler.commit(&step);
+    scheduler.commit(&step.scheduled);
     step
 }
 
@@ -270,7 +296,7 @@ fn who_finds_no_room_because_of_a_copy_is_asked_again_after_it() {
     let (mut scheduler, mut kv) = (sarathi(64), cache(3, 16));
     arrive(&mut scheduler, 0, 38);
     run_alike(&mut scheduler, &mut kv, &tokens);
-    scheduler.remove(id(0), &mut kv);
+    remove(&mut scheduler, 0, &mut kv);
     arrive(&mut scheduler, 1, 18);
     arrive(&mut scheduler, 2, 8);
     assert_eq!(plan(&run_alike(&mut scheduler, &mut kv, &tokens)), [(1, 16, 2, true)]);
@@ -286,7 +312,7 @@ fn a_queue_of_prompts_that_are_there_as_far_as_they_have_come_keeps_nobody_out()
     let (mut scheduler, mut kv) = (sarathi(64), cache(3, 40));
     arrive(&mut scheduler, 0, 17);
     run_alike(&mut scheduler, &mut kv, &tokens);
-    scheduler.remove(id(0), &mut kv);
+    remove(&mut scheduler, 0, &mut kv);
     for request in 1..200 {
         scheduler.add(id(request));
         scheduler.extend(id(request), 17);

@@ -7,7 +7,7 @@ use fused_vocabulary::TokenId;
 use super::clock::VirtualClock;
 use super::cost::{CostModel, Part};
 use super::outcome::StepOutcome;
-use crate::kv::{self, KvCache, KvCopy, SlotUse};
+use crate::kv::{self, KvCache, KvCopy};
 use crate::runner::{Runner, RunnerError, SequenceOutput, SequenceStep};
 use crate::sampler::SampledToken;
 
@@ -18,6 +18,8 @@ pub(super) struct CostModelRunner {
     clock: VirtualClock,
     driver: Driver,
     copied_bytes: usize,
+    /// Of the step that was launched.
+    outputs: Vec<SequenceOutput>,
     notes: Notes,
 }
 
@@ -38,7 +40,7 @@ impl CostModelRunner {
         let notes = Notes::default();
         let mut driver = Driver::default();
         driver.since_last(kv);
-        (Self { cost, clock, driver, copied_bytes: 0, notes: notes.clone() }, notes)
+        (Self { cost, clock, driver, copied_bytes: 0, outputs: Vec::new(), notes: notes.clone() }, notes)
     }
 }
 
@@ -53,18 +55,13 @@ impl Notes {
 impl Runner for CostModelRunner {
     type Memory = SimulatedMemory;
 
-    fn step(
+    fn launch(
         &mut self,
         sequences: &[SequenceStep<'_>],
         kv: &KvCache<SimulatedMemory>,
-    ) -> Result<Vec<SequenceOutput>, RunnerError> {
+    ) -> Result<(), RunnerError> {
         // Refused where something is not mapped, or mapped for reading only, that the step writes.
-        let uses = sequences.iter().map(|sequence| SlotUse {
-            slot: sequence.slot,
-            context_len: sequence.context_len,
-            num_tokens: sequence.tokens.len(),
-        });
-        let _pinned = kv.pin(uses).map_err(|error| failed(&error))?;
+        let _pinned = kv.pin(sequences.iter().map(SequenceStep::slot_use)).map_err(|error| failed(&error))?;
         let parts = sequences.iter().map(|sequence| Part {
             context_len: sequence.context_len,
             num_tokens: sequence.tokens.len(),
@@ -104,7 +101,12 @@ impl Runner for CostModelRunner {
             });
             SequenceOutput { sampled, prompt_logprobs: Vec::new() }
         });
-        Ok(outputs.collect())
+        self.outputs = outputs.collect();
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vec<SequenceOutput>, RunnerError> {
+        Ok(std::mem::take(&mut self.outputs))
     }
 
     fn copy(&mut self, copies: &[KvCopy], kv: &KvCache<SimulatedMemory>) -> Result<(), RunnerError> {

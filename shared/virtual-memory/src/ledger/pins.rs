@@ -12,7 +12,6 @@ pub(crate) enum Sharing {
     /// One at a time, because it gets exclusive references from its pin.
     Exclusive,
     /// Several at once: the device orders what they do.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "for devices only"))]
     Counted,
 }
 
@@ -27,6 +26,11 @@ pub(super) struct Pin {
 static NEXT_PIN: AtomicU64 = AtomicU64::new(0);
 
 impl<R, H> Ledger<R, H> {
+    /// From now on ranges are held like this.
+    pub(crate) fn share(&mut self, sharing: Sharing) {
+        self.sharing = sharing;
+    }
+
     pub(crate) fn pin(&mut self, span: Span) -> Result<PinToken> {
         let Span { range: range_id, len, writable_from } = span;
         let range = self.ranges.get_mut(&range_id).ok_or(IllegalUse::UnknownRange(range_id))?;

@@ -3,7 +3,7 @@
 
 mod costs;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 pub use costs::{CostBySize, DriverCosts};
@@ -70,6 +70,14 @@ impl SimulatedMemory {
     /// A page size of zero.
     pub fn with_contents(page_bytes: usize, physical_bytes: usize) -> Result<Self> {
         Ok(Self { has_contents: true, ..Self::new(page_bytes, physical_bytes)? })
+    }
+
+    /// That of a device, which orders what steps do: several may hold the same range.
+    #[must_use]
+    pub fn of_device(mut self) -> Self {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.ledger.share(Sharing::Counted);
+        self
     }
 
     /// Charges this for every call from now on.

@@ -170,8 +170,10 @@ proptest! {
         num_pages in 16..48usize,
         config in config(),
         has_mapper in prop::bool::weighted(0.2),
+        num_ahead in 0..2usize,
     ) {
-        let mut harness = Harness::with(num_pages, config);
+        let runner = MockRunner { num_ahead, ..MockRunner::default() };
+        let mut harness = Harness::on(runner, num_pages, config);
         if has_mapper {
             harness.core.kv.start_mapper().unwrap();
         }

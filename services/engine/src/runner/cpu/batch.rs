@@ -1,6 +1,6 @@
 use fused_vocabulary::TokenId;
 
-use crate::kv::{self, SlotUse};
+use crate::kv;
 use crate::model::Shape;
 use crate::runner::SequenceStep;
 
@@ -51,12 +51,6 @@ impl<'a> Batch<'a> {
             .flat_map(|sequence| sequence.tokens.iter().zip(sequence.context_len..))
             .map(|(&token, position)| (token, position))
     }
-}
-
-/// What a step does with a sequence's slot.
-pub(super) fn slot_use(sequence: &SequenceStep<'_>) -> SlotUse {
-    let SequenceStep { slot, context_len, tokens, .. } = *sequence;
-    SlotUse { slot, context_len, num_tokens: tokens.len() }
 }
 
 /// How many of a sequence's last rows its output is made from.

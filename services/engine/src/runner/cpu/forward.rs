@@ -4,7 +4,7 @@ use fused_kernels::{
 };
 use fused_virtual_memory::{LinuxMemory, Pinned};
 
-use super::batch::{Batch, Error, num_wanted, slot_use};
+use super::batch::{Batch, Error, num_wanted};
 use super::scratch::Scratch;
 use crate::kv::{KvCache, KvLayout};
 use crate::model::{FeedForward, Layer, Linear, Model, Norm, Positions, Shape};
@@ -20,7 +20,7 @@ pub(super) fn forward(
 ) -> Result<(), Error> {
     scratch.resize(&model.shape, &model.positions, batch.num_rows);
     embed(model, batch, scratch);
-    let mut slots = kv.pin(batch.sequences.iter().map(slot_use))?;
+    let mut slots = kv.pin(batch.sequences.iter().map(SequenceStep::slot_use))?;
     let mut pass = Pass { model, batch, scratch, num_queries: |sequence| sequence.tokens.len() };
     for (layer_idx, layer) in model.layers.iter().enumerate() {
         pass.project(layer);

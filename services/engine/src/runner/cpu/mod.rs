@@ -32,6 +32,8 @@ pub struct CpuRunner {
     model: Model<Matrix>,
     pool: ThreadPool,
     scratch: Scratch,
+    /// Of the step that was launched.
+    outputs: Vec<SequenceOutput>,
 }
 
 impl CpuRunner {
@@ -55,7 +57,7 @@ impl CpuRunner {
             packed.map_err(|error| model::Error::Place(error.into()))
         };
         let model = pool.install(|| Model::load(checkpoint, config, patch, embeddings, &place))?;
-        Ok(Self { model, pool, scratch: Scratch::default() })
+        Ok(Self { model, pool, scratch: Scratch::default(), outputs: Vec::new() })
     }
 
     /// What a token's keys and values look like in this runner's memory.
@@ -89,22 +91,25 @@ impl CpuRunner {
 impl Runner for CpuRunner {
     type Memory = LinuxMemory;
 
-    fn step(
+    /// Computes at once: there is no device to wait for.
+    fn launch(
         &mut self,
         sequences: &[SequenceStep<'_>],
         kv: &KvCache<LinuxMemory>,
-    ) -> Result<Vec<SequenceOutput>, RunnerError> {
-        if sequences.is_empty() {
-            return Ok(Vec::new());
-        }
-        let Self { model, pool, scratch } = self;
+    ) -> Result<(), RunnerError> {
+        let Self { model, pool, scratch, .. } = self;
         // One way into the pool a step; everything below forks within it.
         let outputs = pool.install(|| {
             let batch = Batch::new(&model.shape, sequences)?;
             forward::forward(model, &batch, kv, scratch)?;
             Ok(output::outputs(model, &batch, scratch))
         });
-        outputs.map_err(|error: batch::Error| self.failed(&error))
+        self.outputs = outputs.map_err(|error: batch::Error| self.failed(&error))?;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vec<SequenceOutput>, RunnerError> {
+        Ok(std::mem::take(&mut self.outputs))
     }
 
     fn copy(&mut self, copies: &[KvCopy], kv: &KvCache<LinuxMemory>) -> Result<(), RunnerError> {

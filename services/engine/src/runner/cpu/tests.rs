@@ -87,6 +87,7 @@ impl Machine {
                     context_len: sequence.context_len,
                     tokens: &sequence.tokens,
                     sample: Some(GREEDY_STEP),
+                    drawn_by: None,
                     prompt_logprobs: None,
                 }
             })
@@ -126,6 +127,7 @@ impl Machine {
                 context_len,
                 tokens,
                 sample: (end == prompt.len()).then_some(GREEDY_STEP),
+                drawn_by: None,
                 prompt_logprobs: num_top.map(|num_top| PromptLogprobStep { targets, num_top }),
             };
             let outputs = self.runner.step(&[step], &self.kv).unwrap();
@@ -274,6 +276,7 @@ fn a_step_that_cannot_be_run_is_an_error_and_says_why() {
         context_len,
         tokens,
         sample: Some(GREEDY_STEP),
+        drawn_by: None,
         prompt_logprobs: None,
     };
     for (step, expected) in [

@@ -1,9 +1,12 @@
 use fused_gpu::{Buffer, Gpu, Pinned, View};
-use fused_kernels::cuda::{Slots, prefill_tiles};
+use fused_kernels::RowSampling;
+use fused_kernels::cuda::{SampledRows, Slots, prefill_tiles};
 use fused_virtual_memory::CudaMemory;
 use fused_vocabulary::TokenId;
 
-use super::Error;
+use super::lists::Lists;
+use super::wanted::Wanted;
+use super::{Error, MAX_IN_FLIGHT};
 use crate::kv::KvCache;
 use crate::model::Shape;
 use crate::runner::SequenceStep;
@@ -14,38 +17,23 @@ pub(super) const GRAPH_ROWS: [usize; 31] = [
     224, 240, 256, 320, 384, 512,
 ];
 
-/// Rows of the largest graph.
-pub(super) const MAX_GRAPH_ROWS: usize = 512;
-
 /// A step's rows: the new tokens of all sequences, one after the other.
 pub(super) struct Batch<'a> {
     pub(super) sequences: &'a [SequenceStep<'a>],
     /// The first row of each sequence.
     pub(super) first_rows: Vec<usize>,
     num_rows: usize,
+    /// For each sequence of the step before where it leaves the token that it draws.
+    drawn: &'a [Option<u32>],
 }
-
-/// What the kernels are told of a step, on the host and on the device: one copy takes all of it.
-#[derive(Debug)]
-pub(super) struct BatchBuffers {
-    host: Pinned,
-    device: Buffer,
-    max_rows: usize,
-    is_small: bool,
-}
-
-/// Where each part lies, in units of `max_rows` u32.
-const SLOTS: usize = 0;
-const TOKENS: usize = 2;
-const POSITIONS: usize = 3;
-const TILES: usize = 4;
-const DECODES: usize = 6;
-const WANTED: usize = 7;
-const NUM_PARTS: usize = 8;
 
 impl<'a> Batch<'a> {
     /// Checks what is asked: the kernels cannot.
-    pub(super) fn new(shape: &Shape, sequences: &'a [SequenceStep<'a>]) -> Result<Self, Error> {
+    pub(super) fn new(
+        shape: &Shape,
+        sequences: &'a [SequenceStep<'a>],
+        drawn: &'a [Option<u32>],
+    ) -> Result<Self, Error> {
         let mut num_rows = 0;
         let mut first_rows = Vec::with_capacity(sequences.len());
         for sequence in sequences {
@@ -54,15 +42,16 @@ impl<'a> Batch<'a> {
                     format!("token {token} is not below the vocabulary's size {}", shape.vocab_size);
                 return Err(Error::Batch(message));
             }
-            let end = sequence.context_len.saturating_add(sequence.tokens.len());
-            if sequence.tokens.is_empty() || end > shape.max_positions {
-                let message = format!("{} tokens behind {}", sequence.tokens.len(), sequence.context_len);
-                return Err(Error::Batch(message));
+            let (num_tokens, context_len) = (sequence.num_tokens(), sequence.context_len);
+            let end = context_len.saturating_add(num_tokens);
+            let is_pending = sequence.drawn_by.is_some();
+            if num_tokens == 0 || end > shape.max_positions || (is_pending && num_tokens > 1) {
+                return Err(Error::Batch(format!("{num_tokens} tokens behind {context_len}")));
             }
             first_rows.push(num_rows);
-            num_rows += sequence.tokens.len();
+            num_rows += num_tokens;
         }
-        Ok(Self { sequences, first_rows, num_rows })
+        Ok(Self { sequences, first_rows, num_rows, drawn })
     }
 
     pub(super) fn num_rows(&self) -> usize {
@@ -72,7 +61,7 @@ impl<'a> Batch<'a> {
     /// How many rows a graph for this step has; `None` where there is none: some prompt is computed, or looked at.
     pub(super) fn graph_rows(&self, max_rows: usize) -> Option<usize> {
         let is_decode =
-            |s: &SequenceStep<'_>| s.tokens.len() == 1 && s.sample.is_some() && s.prompt_logprobs.is_none();
+            |s: &SequenceStep<'_>| s.num_tokens() == 1 && s.sample.is_some() && s.prompt_logprobs.is_none();
         let num_rows = GRAPH_ROWS.into_iter().find(|num_rows| *num_rows >= self.num_rows)?;
         (num_rows <= max_rows && self.sequences.iter().all(is_decode)).then_some(num_rows)
     }
@@ -80,31 +69,94 @@ impl<'a> Batch<'a> {
     /// The rows that are chunks: first row and number of rows.
     fn chunks(&self) -> Vec<(usize, usize)> {
         let sequences = self.sequences.iter().zip(&self.first_rows);
-        sequences.filter(|(s, _)| s.tokens.len() > 1).map(|(s, first)| (*first, s.tokens.len())).collect()
+        sequences.filter(|(s, _)| s.num_tokens() > 1).map(|(s, first)| (*first, s.num_tokens())).collect()
     }
+}
+
+/// What the kernels are told of a step, on the host and on the device: one copy takes all of it.
+#[derive(Debug)]
+pub(super) struct BatchBuffers {
+    /// In turn: while one is on its way to the device, the next step is written into another.
+    host: [Pinned; MAX_IN_FLIGHT],
+    turn: usize,
+    device: Buffer,
+    lists: Lists,
+    max_rows: usize,
 }
 
 /// What of a batch is on the device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OnDevice {
-    /// Whether it is in the small buffers, which steps from graphs have for themselves.
-    pub(super) is_small: bool,
     pub(super) num_rows: usize,
     pub(super) num_tiles: usize,
     pub(super) num_decodes: usize,
 }
 
+/// A part of the buffers that has so many bytes for each row. They lie one behind the other, each for as many rows as the step
+/// has, so that a small step is a small copy.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Bytes a row of the parts before.
+    before: usize,
+    size: usize,
+}
+
+impl Part {
+    const fn behind(part: Self, size: usize) -> Self {
+        Self { before: part.before + part.size, size }
+    }
+}
+
+const SAMPLING: Part = Part { before: 0, size: size_of::<RowSampling>() };
+const SLOTS: Part = Part::behind(SAMPLING, 8);
+const TOKENS: Part = Part::behind(SLOTS, 4);
+const POSITIONS: Part = Part::behind(TOKENS, 4);
+const TILES: Part = Part::behind(POSITIONS, 8);
+const DECODES: Part = Part::behind(TILES, 4);
+const WANTED: Part = Part::behind(DECODES, 4);
+const ROW_BYTES: usize = WANTED.before + WANTED.size;
+
+/// Rows that a step's parts have room for: every part begins at a multiple of 16 bytes.
+fn room(num_rows: usize) -> usize {
+    num_rows.next_multiple_of(4)
+}
+
+/// The parts on the host, each with room for the step's rows.
+struct Parts<'a> {
+    sampling: &'a mut [RowSampling],
+    slots: &'a mut [u64],
+    tokens: &'a mut [i32],
+    positions: &'a mut [u32],
+    tiles: &'a mut [i32],
+    decodes: &'a mut [u32],
+    wanted: &'a mut [u32],
+}
+
+impl<'a> Parts<'a> {
+    fn of(bytes: &'a mut [u8], num_rows: usize) -> Self {
+        let mut rest = bytes;
+        let mut part = |part: Part| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(part.size * room(num_rows));
+            rest = behind;
+            part
+        };
+        Self {
+            sampling: bytemuck::cast_slice_mut(part(SAMPLING)),
+            slots: bytemuck::cast_slice_mut(part(SLOTS)),
+            tokens: bytemuck::cast_slice_mut(part(TOKENS)),
+            positions: bytemuck::cast_slice_mut(part(POSITIONS)),
+            tiles: bytemuck::cast_slice_mut(part(TILES)),
+            decodes: bytemuck::cast_slice_mut(part(DECODES)),
+            wanted: bytemuck::cast_slice_mut(part(WANTED)),
+        }
+    }
+}
+
 impl BatchBuffers {
     pub(super) fn new(gpu: &Gpu, max_rows: usize) -> fused_gpu::Result<Self> {
-        // Every part begins at a multiple of 16 bytes.
-        let max_rows = max_rows.next_multiple_of(16);
-        let len = 4 * NUM_PARTS * max_rows;
-        Ok(Self { host: gpu.pinned(len)?, device: gpu.alloc_zeroed(len)?, max_rows, is_small: false })
-    }
-
-    /// Those of steps from graphs.
-    pub(super) fn for_graphs(gpu: &Gpu, max_rows: usize) -> fused_gpu::Result<Self> {
-        Ok(Self { is_small: true, ..Self::new(gpu, max_rows.min(MAX_GRAPH_ROWS))? })
+        let len = ROW_BYTES * room(max_rows);
+        let host = [gpu.pinned(len)?, gpu.pinned(len)?];
+        Ok(Self { host, turn: 0, device: gpu.alloc_zeroed(len)?, lists: Lists::new(gpu)?, max_rows })
     }
 
     pub(super) fn max_rows(&self) -> usize {
@@ -117,93 +169,120 @@ impl BatchBuffers {
         gpu: &Gpu,
         batch: &Batch<'_>,
         kv: &KvCache<CudaMemory>,
-        wanted: &[usize],
+        wanted: &[Wanted<'_>],
         num_rows: usize,
     ) -> Result<OnDevice, Error> {
-        let max_rows = self.max_rows;
-        let words: &mut [u32] = bytemuck::cast_slice_mut(self.host.as_mut_slice()?);
-        let (slots, rest) = words.split_at_mut(TOKENS * max_rows);
-        let slots: &mut [u64] = bytemuck::cast_slice_mut(slots);
-        let mut parts = rest.chunks_exact_mut(max_rows);
-        let mut part = || parts.next().unwrap_or_default();
-        let (tokens, positions) = (part(), part());
-        let (first_tiles, second_tiles, decodes, wanted_rows) = (part(), part(), part(), part());
+        if num_rows > self.max_rows || wanted.len() > num_rows {
+            let message = format!("{num_rows} rows and {} results of {}", wanted.len(), self.max_rows);
+            return Err(Error::Batch(message));
+        }
+        self.turn = (self.turn + 1) % MAX_IN_FLIGHT;
+        let parts = Parts::of(self.host[self.turn].as_mut_slice()?, num_rows);
         let mut num_decodes = 0;
         let mut row = 0;
         for sequence in batch.sequences {
-            let end = sequence.context_len + sequence.tokens.len();
+            let num_tokens = sequence.num_tokens();
+            let end = sequence.context_len + num_tokens;
             let address = kv.memory().device_address(kv.range_of(sequence.slot, end)?)?;
-            if let [_] = sequence.tokens {
-                decodes[num_decodes] = word(row)?;
+            if num_tokens == 1 {
+                parts.decodes[num_decodes] = word(row)?;
                 num_decodes += 1;
             }
-            for (TokenId(token), position) in sequence.tokens.iter().zip(sequence.context_len..) {
-                (slots[row], tokens[row], positions[row]) = (address, *token, word(position)?);
+            let pending = sequence.drawn_by.map(|by| pending(batch.drawn, by)).transpose()?;
+            let known = sequence.tokens.iter().map(|TokenId(token)| token.cast_signed());
+            for (token, position) in known.chain(pending).zip(sequence.context_len..) {
+                (parts.slots[row], parts.tokens[row], parts.positions[row]) =
+                    (address, token, word(position)?);
                 row += 1;
             }
         }
         // Rows that pad a batch have no slot: nothing is read or written for them.
         for row in row..num_rows {
-            (slots[row], tokens[row], positions[row], decodes[num_decodes]) = (0, 0, 0, word(row)?);
+            (parts.slots[row], parts.tokens[row], parts.positions[row], parts.decodes[num_decodes]) =
+                (0, 0, 0, word(row)?);
             num_decodes += 1;
         }
-        for (place, row) in wanted_rows.iter_mut().zip(wanted) {
-            *place = word(*row)?;
+        let mut lists = self.lists.open(gpu, wanted.iter().map(Wanted::num_listed).sum())?;
+        for (nth, wanted) in wanted.iter().enumerate() {
+            parts.wanted[nth] = word(wanted.row)?;
+            parts.sampling[nth] = wanted.sampling(&mut lists)?;
+        }
+        lists.send(gpu)?;
+        for nth in wanted.len()..num_rows {
+            parts.wanted[nth] = word(nth)?;
+            parts.sampling[nth] = RowSampling::default();
         }
         let tiles = prefill_tiles(&batch.chunks());
-        let places = first_tiles.iter_mut().chain(second_tiles);
-        for (place, number) in places.zip(tiles.iter().flatten()) {
-            *place = number.cast_unsigned();
+        for (place, number) in parts.tiles.iter_mut().zip(tiles.iter().flatten()) {
+            *place = *number;
         }
-        gpu.copy_to_device(&self.host, 0..4 * NUM_PARTS * max_rows, &self.device, 0)?;
-        Ok(OnDevice { is_small: self.is_small, num_rows, num_tiles: tiles.len(), num_decodes })
+        self.copy(gpu, num_rows)?;
+        Ok(OnDevice { num_rows, num_tiles: tiles.len(), num_decodes })
     }
 
     /// Rows that are nothing but padding.
     pub(super) fn send_padding(&mut self, gpu: &Gpu, num_rows: usize) -> Result<OnDevice, Error> {
-        let max_rows = self.max_rows;
-        let words: &mut [u32] = bytemuck::cast_slice_mut(self.host.as_mut_slice()?);
-        words.fill(0);
-        for part in [DECODES, WANTED] {
-            for (row, place) in words[part * max_rows..][..num_rows].iter_mut().enumerate() {
-                *place = word(row)?;
-            }
+        let bytes = self.host[self.turn].as_mut_slice()?;
+        bytes.fill(0);
+        let parts = Parts::of(bytes, num_rows);
+        for (row, (decode, wanted)) in parts.decodes.iter_mut().zip(parts.wanted).enumerate().take(num_rows) {
+            (*decode, *wanted) = (word(row)?, word(row)?);
         }
-        gpu.copy_to_device(&self.host, 0..4 * NUM_PARTS * max_rows, &self.device, 0)?;
-        Ok(OnDevice { is_small: self.is_small, num_rows, num_tiles: 0, num_decodes: num_rows })
+        self.copy(gpu, num_rows)?;
+        Ok(OnDevice { num_rows, num_tiles: 0, num_decodes: num_rows })
     }
 
-    pub(super) fn slots(&self) -> fused_gpu::Result<Slots<'_>> {
+    fn copy(&self, gpu: &Gpu, num_rows: usize) -> Result<(), Error> {
+        Ok(gpu.copy_to_device(&self.host[self.turn], 0..ROW_BYTES * room(num_rows), &self.device, 0)?)
+    }
+
+    /// Of the rows that logits are wanted of, how those from `first` on are sampled.
+    pub(super) fn sampling(&self, step: OnDevice, first: usize) -> fused_gpu::Result<SampledRows<'_>> {
+        let part = self.part(SAMPLING, step)?;
+        // `send` writes rows whose lists, if they have any, are those that it sends with them.
+        Ok(SampledRows::vouched_for(part.slice(SAMPLING.size * first..part.len())?))
+    }
+
+    pub(super) fn slots(&self, step: OnDevice) -> fused_gpu::Result<Slots<'_>> {
         // `send` writes addresses of slots that the step has pinned, or 0, and its rows are those of different sequences or
         // different positions of one.
-        Ok(Slots::vouched_for(self.part(SLOTS, 2)?))
+        Ok(Slots::vouched_for(self.part(SLOTS, step)?))
     }
 
-    pub(super) fn tokens(&self) -> fused_gpu::Result<View<'_>> {
-        self.part(TOKENS, 1)
+    pub(super) fn tokens(&self, step: OnDevice) -> fused_gpu::Result<View<'_>> {
+        self.part(TOKENS, step)
     }
 
-    pub(super) fn positions(&self) -> fused_gpu::Result<View<'_>> {
-        self.part(POSITIONS, 1)
+    pub(super) fn positions(&self, step: OnDevice) -> fused_gpu::Result<View<'_>> {
+        self.part(POSITIONS, step)
     }
 
-    pub(super) fn tiles(&self) -> fused_gpu::Result<View<'_>> {
-        self.part(TILES, 2)
+    pub(super) fn tiles(&self, step: OnDevice) -> fused_gpu::Result<View<'_>> {
+        self.part(TILES, step)
     }
 
-    pub(super) fn decodes(&self) -> fused_gpu::Result<View<'_>> {
-        self.part(DECODES, 1)
+    pub(super) fn decodes(&self, step: OnDevice) -> fused_gpu::Result<View<'_>> {
+        self.part(DECODES, step)
     }
 
     /// Of the rows that logits are wanted of, those from `first` on.
-    pub(super) fn wanted(&self, first: usize) -> fused_gpu::Result<View<'_>> {
-        let part = self.part(WANTED, 1)?;
-        part.slice(4 * first..part.len())
+    pub(super) fn wanted(&self, step: OnDevice, first: usize) -> fused_gpu::Result<View<'_>> {
+        let part = self.part(WANTED, step)?;
+        part.slice(WANTED.size * first..part.len())
     }
 
-    fn part(&self, first: usize, num: usize) -> fused_gpu::Result<View<'_>> {
-        self.device.slice(4 * first * self.max_rows..4 * (first + num) * self.max_rows)
+    fn part(&self, part: Part, step: OnDevice) -> fused_gpu::Result<View<'_>> {
+        let room = room(step.num_rows);
+        self.device.slice(part.before * room..(part.before + part.size) * room)
     }
+}
+
+/// How a token is named that only the device knows: negative, by where the step before left it.
+fn pending(drawn: &[Option<u32>], by: usize) -> Result<i32, Error> {
+    let place = drawn.get(by).copied().flatten();
+    let place =
+        place.ok_or_else(|| Error::Batch(format!("sequence {by} of the step before draws nothing")))?;
+    Ok(!place.cast_signed())
 }
 
 fn word(number: usize) -> Result<u32, Error> {

@@ -1,43 +1,37 @@
 use fused_gpu::{Output, Product, Products, View};
 use fused_kernels::Activation;
 use fused_kernels::cuda::{
-    Activate, Attention, Decode, Embed, HeadShape, Heads, Kernels, KvLayout as DeviceLayout, Likeliest,
-    MAX_FEW_ROWS, Norm, Prefill, num_splits,
+    Activate, Attention, Decode, Embed, HeadShape, Heads, Kernels, KvLayout as DeviceLayout, MAX_FEW_ROWS,
+    Norm, Prefill, Sample, num_splits,
 };
 use fused_virtual_memory::CudaMemory;
 
 use super::batch::{Batch, OnDevice};
-use super::output;
+use super::wanted::Wanted;
 use super::weights::{DeviceLinear, DeviceMatrix, DeviceNorm};
 use super::{CudaRunner, Error};
 use crate::kv::{KvCache, KvLayout};
 use crate::model::FeedForward;
-use crate::runner::SequenceOutput;
 
-/// Runs a batch and answers for each of its sequences.
+/// Has a batch run: keys and values into the slots, what is wanted into the results.
 pub(super) fn run(
     runner: &mut CudaRunner,
     batch: &Batch<'_>,
     kv: &KvCache<CudaMemory>,
-) -> Result<Vec<SequenceOutput>, Error> {
-    let wanted = output::wanted(batch);
-    let mut rows: Vec<_> = wanted.iter().map(|wanted| wanted.row).collect();
-    let max_graph_rows = runner.small_buffers.max_rows().min(runner.scratch.max_logit_rows);
-    if let Some(num_rows) = batch.graph_rows(max_graph_rows) {
-        rows.extend(rows.len()..num_rows);
-        let on_device = runner.small_buffers.send(&runner.gpu, batch, kv, &rows, num_rows)?;
-        replay(runner, on_device, kv.layout())?;
-        return output::outputs(runner, batch, &wanted);
+    wanted: &[Wanted<'_>],
+) -> Result<(), Error> {
+    if let Some(num_rows) = batch.graph_rows(runner.max_graph_rows()) {
+        let on_device = runner.buffers.send(&runner.gpu, batch, kv, wanted, num_rows)?;
+        return replay(runner, on_device, kv.layout());
     }
-    let on_device = runner.buffers.send(&runner.gpu, batch, kv, &rows, batch.num_rows())?;
+    let on_device = runner.buffers.send(&runner.gpu, batch, kv, wanted, batch.num_rows())?;
     layers(runner, on_device, kv.layout())?;
-    let mut outputs = Vec::new();
     // In pieces: what is added to the residual with the last norm, is added once to every row.
-    for (nth, wanted) in wanted.chunks(runner.scratch.max_logit_rows).enumerate() {
-        logits(runner, on_device, nth * runner.scratch.max_logit_rows, wanted.len())?;
-        outputs.push(output::answers(runner, wanted)?);
+    let at_once = runner.scratch.max_logit_rows;
+    for first in (0..wanted.len()).step_by(at_once) {
+        sample(runner, on_device, first, at_once.min(wanted.len() - first))?;
     }
-    Ok(output::join(batch, &wanted, outputs.into_iter().flatten()))
+    Ok(())
 }
 
 /// Replays the graph for so many rows; runs the step without one where there is none.
@@ -46,7 +40,7 @@ fn replay(runner: &mut CudaRunner, on_device: OnDevice, layout: &KvLayout) -> Re
         Some(graph) => Ok(graph.launch()?),
         None => {
             layers(runner, on_device, layout)?;
-            logits(runner, on_device, 0, on_device.num_rows)
+            sample(runner, on_device, 0, on_device.num_rows)
         }
     }
 }
@@ -55,16 +49,16 @@ fn replay(runner: &mut CudaRunner, on_device: OnDevice, layout: &KvLayout) -> Re
 pub(super) fn warm_up(runner: &mut CudaRunner, num_rows: usize, layout: &KvLayout) -> Result<(), Error> {
     let on_device = runner.buffers.send_padding(&runner.gpu, num_rows)?;
     layers(runner, on_device, layout)?;
-    logits(runner, on_device, 0, num_rows.min(runner.scratch.max_logit_rows))
+    sample(runner, on_device, 0, num_rows.min(runner.scratch.max_logit_rows))
 }
 
 /// Records the graph for so many rows.
 pub(super) fn record(runner: &mut CudaRunner, num_rows: usize, layout: &KvLayout) -> Result<(), Error> {
-    let on_device = runner.small_buffers.send_padding(&runner.gpu, num_rows)?;
+    let on_device = runner.buffers.send_padding(&runner.gpu, num_rows)?;
     let gpu = runner.gpu.clone();
     let graph = gpu.capture(|| {
         layers(runner, on_device, layout)?;
-        logits(runner, on_device, 0, num_rows)
+        sample(runner, on_device, 0, num_rows)
     })?;
     runner.graphs.insert(num_rows, graph);
     Ok(())
@@ -81,16 +75,16 @@ fn layers(runner: &mut CudaRunner, on_device: OnDevice, layout: &KvLayout) -> Re
 }
 
 fn embed(runner: &CudaRunner, on_device: OnDevice) -> Result<(), Error> {
-    let CudaRunner { weights, scratch, .. } = runner;
-    let buffers = runner.buffers_of(on_device);
+    let CudaRunner { weights, scratch, buffers, results, .. } = runner;
     Ok(runner.kernels.embed(&Embed {
         element: weights.element,
         width: weights.shape.hidden_size,
         num_rows: on_device.num_rows,
         embedding: weights.embedding.buffer.view(),
         learned: weights.learned.as_ref().map(|learned| learned.view()),
-        tokens: buffers.tokens()?,
-        positions: buffers.positions()?,
+        tokens: buffers.tokens(on_device)?,
+        drawn: results.tokens.view(),
+        positions: buffers.positions(on_device)?,
         residual: scratch.residual.view(),
     })?)
 }
@@ -102,8 +96,7 @@ fn attend(
     layer_idx: usize,
     layout: &KvLayout,
 ) -> Result<(), Error> {
-    let CudaRunner { kernels, products, weights, buffers, small_buffers, scratch, gpu, .. } = runner;
-    let buffers = if on_device.is_small { small_buffers } else { buffers };
+    let CudaRunner { kernels, products, weights, buffers, scratch, gpu, .. } = runner;
     let (layer, shape, num_rows) = (&weights.layers[layer_idx], &weights.shape, on_device.num_rows);
     // The bias of the product before is added here, where the residual is read anyway.
     let added = layer_idx.checked_sub(1).and_then(|before| weights.layers[before].down.bias.as_ref());
@@ -121,7 +114,7 @@ fn attend(
         token_stride: layout.token_bytes() as u64,
         keys_offset: layout.keys_offset(layer_idx) as u64,
     };
-    let (positions, slots) = (buffers.positions()?, buffers.slots()?);
+    let (positions, slots) = (buffers.positions(on_device)?, buffers.slots(on_device)?);
     kernels.heads(&Heads {
         shape: head_shape,
         layout: device_layout,
@@ -147,14 +140,17 @@ fn attend(
         slots,
     };
     if on_device.num_tiles > 0 {
-        kernels.prefill(&attention, &Prefill { tiles: buffers.tiles()?, num_tiles: on_device.num_tiles })?;
+        kernels.prefill(
+            &attention,
+            &Prefill { tiles: buffers.tiles(on_device)?, num_tiles: on_device.num_tiles },
+        )?;
     }
     if on_device.num_decodes > 0 {
         let num_sequences = on_device.num_decodes;
         kernels.decode(
             &attention,
             &Decode {
-                rows: buffers.decodes()?,
+                rows: buffers.decodes(on_device)?,
                 num_sequences,
                 num_splits: num_splits(num_sequences, shape.num_kv_heads, gpu.num_multiprocessors()),
                 partial: scratch.partial.view(),
@@ -191,24 +187,25 @@ fn feed_forward(runner: &mut CudaRunner, on_device: OnDevice, layer_idx: usize) 
     multiply(kernels, products, &product.of(weights.element, scratch.inner.view(), scratch.residual.view()))
 }
 
-/// The logits, and the likeliest token, of `num` wanted rows from the `first` on.
-fn logits(runner: &mut CudaRunner, on_device: OnDevice, first: usize, num: usize) -> Result<(), Error> {
-    if num == 0 {
-        return Ok(());
-    }
-    let CudaRunner { kernels, products, weights, buffers, small_buffers, scratch, .. } = runner;
-    let buffers = if on_device.is_small { small_buffers } else { buffers };
+/// The logits of `num` wanted rows from the `first` on, and what is made of them.
+fn sample(runner: &mut CudaRunner, on_device: OnDevice, first: usize, num: usize) -> Result<(), Error> {
+    let CudaRunner { kernels, products, weights, buffers, scratch, results, .. } = runner;
     let added = weights.layers.last().and_then(|layer| bias(&layer.down));
     let normed = NormStep { norm: &weights.final_norm, added, num_rows: num };
     let norm = normed.of(weights, scratch.residual.view(), scratch.last.view());
-    kernels.norm(&Norm { rows: Some(buffers.wanted(first)?), ..norm })?;
+    kernels.norm(&Norm { rows: Some(buffers.wanted(on_device, first)?), ..norm })?;
     let product = ProductStep { weight: weights.head(), output: Output::F32, num_rows: num };
     multiply(kernels, products, &product.of(weights.element, scratch.last.view(), scratch.logits.view()))?;
-    Ok(kernels.likeliest(&Likeliest {
+    let row_bytes = results.row_bytes();
+    Ok(kernels.sample(&Sample {
         vocabulary: weights.shape.vocab_size,
         num_rows: num,
         logits: scratch.logits.view(),
-        tokens: scratch.tokens.view(),
+        rows: buffers.sampling(on_device, first)?,
+        last_tokens: buffers.tokens(on_device)?,
+        tokens: results.tokens.slice(4 * first..4 * (first + num))?,
+        logprobs: results.logprobs.slice(row_bytes * first..row_bytes * (first + num))?,
+        max_top: results.max_top,
     })?)
 }
 

@@ -2,16 +2,18 @@
 //!
 //! All sequences' new tokens are the rows of one batch, as on the CPU. What a step needs to know travels in one copy; steps in
 //! which every sequence decodes are replayed from CUDA graphs, one for each of some batch sizes, the rows that are missing being
-//! padded. Sampling: the likeliest token is found on the device; rows that are drawn from or looked at are sampled by the same
-//! code as on the CPU.
+//! padded. Tokens are sampled on the device too, and where the next step is launched before they are read, it takes them from
+//! there: the host never keeps the device waiting.
 
 mod batch;
 mod forward;
+mod lists;
 mod output;
 mod scratch;
+mod wanted;
 mod weights;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use fused_checkpoint::{Checkpoint, Dtype, ModelConfig};
 use fused_gpu::{Element, Gpu, Graph, Products};
@@ -21,11 +23,15 @@ use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::import::PatchEmbeddings;
 
 use super::{Runner, RunnerError, SequenceOutput, SequenceStep};
-use crate::kv::{KvCache, KvCopy, KvLayout, SlotUse};
+use crate::kv::{KvCache, KvCopy, KvLayout};
 use crate::model::{self, Model, Shape};
-use batch::{Batch, BatchBuffers, OnDevice};
+use batch::{Batch, BatchBuffers};
+use output::{InFlight, Results};
 use scratch::Scratch;
 use weights::Weights;
+
+/// Steps that the device may have been given and that are not finished: the one that it runs, and the next.
+const MAX_IN_FLIGHT: usize = 2;
 
 /// Why a step cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +48,17 @@ enum Error {
     Kernel(#[from] fused_kernels::cuda::Error),
 }
 
+/// How large steps are at most: everything that a step needs is allocated, measured and recorded before the first.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// New tokens of all sequences.
+    pub max_rows: usize,
+    /// Sequences that decode at once.
+    pub max_sequences: usize,
+    /// Of the likeliest tokens beside a token's log-probability.
+    pub max_logprobs: usize,
+}
+
 /// Runs a model on one GPU.
 #[derive(Debug)]
 pub struct CudaRunner {
@@ -50,16 +67,17 @@ pub struct CudaRunner {
     products: Products,
     weights: Weights,
     buffers: BatchBuffers,
-    /// Of steps from graphs, in which a copy of a few kilobytes is a part of the time.
-    small_buffers: BatchBuffers,
     scratch: Scratch,
+    results: Results,
     /// By how many rows they run.
     graphs: HashMap<usize, Graph>,
+    in_flight: VecDeque<InFlight>,
+    /// For each sequence of the step launched last where it leaves the token that it draws.
+    drawn: Vec<Option<u32>>,
 }
 
 impl CudaRunner {
-    /// Loads the weights, adapted to `patch` where they are not yet, with `embeddings` where they are given. A step will have at
-    /// most `max_rows` tokens of `max_sequences` sequences, or else buffers grow.
+    /// Loads the weights, adapted to `patch` where they are not yet, with `embeddings` where they are given.
     ///
     /// # Errors
     /// The weights do not fit the configuration, the patch vocabulary or the kernels; the GPU has no room.
@@ -67,26 +85,19 @@ impl CudaRunner {
         gpu: &Gpu,
         checkpoint: &Checkpoint,
         config: &ModelConfig,
-        patch: Option<&PatchVocabulary>,
-        embeddings: Option<&PatchEmbeddings>,
-        max_rows: usize,
-        max_sequences: usize,
+        (patch, embeddings): (Option<&PatchVocabulary>, Option<&PatchEmbeddings>),
+        limits: StepLimits,
     ) -> Result<Self, model::Error> {
-        let place_error = |error: Error| model::Error::Place(Box::new(error));
+        check_heads(config)?;
         let element = match config.dtype {
             Some(Dtype::F16) => Element::F16,
             Some(Dtype::Bf16 | Dtype::F32) | None => Element::Bf16,
         };
-        if !HEAD_DIMS.contains(&config.head_dim) {
-            let message =
-                format!("heads of {} elements are not offered on a GPU, only {HEAD_DIMS:?}", config.head_dim);
-            return Err(place_error(Error::Batch(message)));
-        }
         let place = |tensor: model::Tensor| {
-            weights::DeviceMatrix::place(gpu, element, &tensor).map_err(|error| place_error(error.into()))
+            weights::DeviceMatrix::place(gpu, element, &tensor).map_err(|error| placed(error.into()))
         };
         let model = Model::load(checkpoint, config, patch, embeddings, &place)?;
-        Self::new(gpu, element, model, max_rows, max_sequences).map_err(place_error)
+        Self::new(gpu, element, model, limits).map_err(placed)
     }
 
     /// A model of random weights made on the device, for measurements.
@@ -97,38 +108,38 @@ impl CudaRunner {
         gpu: &Gpu,
         config: &ModelConfig,
         seed: u64,
-        max_rows: usize,
-        max_sequences: usize,
+        limits: StepLimits,
     ) -> Result<Self, model::Error> {
-        let place_error = |error: Error| model::Error::Place(Box::new(error));
+        check_heads(config)?;
         let random = weights::RandomWeights::new(gpu, Element::Bf16, seed);
-        let random = random.map_err(|error| place_error(error.into()))?;
+        let random = random.map_err(|error| placed(error.into()))?;
         let matrix = |num_outputs, num_inputs| {
-            random.matrix(num_outputs, num_inputs).map_err(|error| place_error(error.into()))
+            random.matrix(num_outputs, num_inputs).map_err(|error| placed(error.into()))
         };
         let model = Model::dummy(config, &matrix)?;
-        Self::new(gpu, Element::Bf16, model, max_rows, max_sequences).map_err(place_error)
+        Self::new(gpu, Element::Bf16, model, limits).map_err(placed)
     }
 
     fn new(
         gpu: &Gpu,
         element: Element,
         model: Model<weights::DeviceMatrix>,
-        max_rows: usize,
-        max_sequences: usize,
+        limits: StepLimits,
     ) -> Result<Self, Error> {
         let weights = Weights::new(gpu, element, model)?;
         let mut runner = Self {
             kernels: Kernels::load(gpu)?,
             products: Products::new(gpu)?,
-            buffers: BatchBuffers::new(gpu, max_rows)?,
-            small_buffers: BatchBuffers::for_graphs(gpu, max_rows)?,
-            scratch: Scratch::new(gpu, &weights.shape, max_rows)?,
+            buffers: BatchBuffers::new(gpu, limits.max_rows)?,
+            scratch: Scratch::new(gpu, &weights.shape, limits.max_rows)?,
+            results: Results::new(gpu, limits.max_rows, limits.max_logprobs)?,
             graphs: HashMap::new(),
+            in_flight: VecDeque::new(),
+            drawn: Vec::new(),
             weights,
             gpu: gpu.clone(),
         };
-        runner.warm_up(max_sequences)?;
+        runner.warm_up(limits.max_sequences)?;
         Ok(runner)
     }
 
@@ -141,13 +152,18 @@ impl CudaRunner {
             forward::warm_up(self, num_rows, &layout)?;
             num_rows *= 2;
         }
-        let max_graph_rows = self.small_buffers.max_rows().min(self.scratch.max_logit_rows);
+        let max_graph_rows = self.max_graph_rows();
         let largest = batch::GRAPH_ROWS.into_iter().find(|num_rows| *num_rows >= max_sequences);
         let wanted = |num_rows: &usize| *num_rows <= max_graph_rows.min(largest.unwrap_or(usize::MAX));
         for num_rows in batch::GRAPH_ROWS.into_iter().filter(wanted) {
             forward::record(self, num_rows, &layout)?;
         }
         Ok(self.gpu.synchronize()?)
+    }
+
+    /// A graph computes all its rows' logits at once.
+    fn max_graph_rows(&self) -> usize {
+        self.buffers.max_rows().min(self.scratch.max_logit_rows)
     }
 
     /// What a token's keys and values look like in this runner's memory.
@@ -174,33 +190,25 @@ impl CudaRunner {
         format!("cuda ({})", self.gpu.name())
     }
 
-    /// What the kernels are told of a batch that is on the device.
-    fn buffers_of(&self, on_device: OnDevice) -> &BatchBuffers {
-        if on_device.is_small { &self.small_buffers } else { &self.buffers }
-    }
-
-    fn run(
-        &mut self,
-        sequences: &[SequenceStep<'_>],
-        kv: &KvCache<CudaMemory>,
-    ) -> Result<Vec<SequenceOutput>, Error> {
-        let batch = Batch::new(&self.weights.shape, sequences)?;
-        // Held until the last result has been read, which is after the last kernel.
-        let pinned = kv.pin(sequences.iter().map(|sequence| SlotUse {
-            slot: sequence.slot,
-            context_len: sequence.context_len,
-            num_tokens: sequence.tokens.len(),
-        }))?;
-        if batch.num_rows() > self.buffers.max_rows() {
-            let max_rows = batch.num_rows().next_power_of_two();
-            // Graphs have the old buffers' addresses in them.
-            self.graphs.clear();
-            self.buffers = BatchBuffers::new(&self.gpu, max_rows)?;
-            self.scratch = Scratch::new(&self.gpu, &self.weights.shape, max_rows)?;
+    fn start(&mut self, sequences: &[SequenceStep<'_>], kv: &KvCache<CudaMemory>) -> Result<(), Error> {
+        if self.in_flight.len() >= MAX_IN_FLIGHT {
+            return Err(Error::Batch(format!("{MAX_IN_FLIGHT} steps are in flight already")));
         }
-        let outputs = forward::run(self, &batch, kv)?;
-        drop(pinned);
-        Ok(outputs)
+        let drawn = std::mem::take(&mut self.drawn);
+        let batch = Batch::new(&self.weights.shape, sequences, &drawn)?;
+        let wanted = wanted::wanted(&batch);
+        if let Some(num_top) = wanted.iter().filter_map(wanted::Wanted::num_top).max()
+            && num_top as usize > self.results.max_top
+        {
+            let message = format!("{num_top} log-probabilities, more than {}", self.results.max_top);
+            return Err(Error::Batch(message));
+        }
+        let slots = kv.pin(sequences.iter().map(SequenceStep::slot_use))?;
+        forward::run(self, &batch, kv, &wanted)?;
+        let step = self.results.fetch(&self.gpu, &wanted, sequences.len(), slots)?;
+        self.in_flight.push_back(step);
+        self.drawn = wanted::drawn(&wanted, sequences.len());
+        Ok(())
     }
 
     fn failed(&self, error: &Error) -> RunnerError {
@@ -208,21 +216,41 @@ impl CudaRunner {
     }
 }
 
+fn placed(error: Error) -> model::Error {
+    model::Error::Place(Box::new(error))
+}
+
+/// There are kernels for some sizes of heads only.
+fn check_heads(config: &ModelConfig) -> Result<(), model::Error> {
+    if HEAD_DIMS.contains(&config.head_dim) {
+        return Ok(());
+    }
+    let message =
+        format!("heads of {} elements are not offered on a GPU, only {HEAD_DIMS:?}", config.head_dim);
+    Err(placed(Error::Batch(message)))
+}
+
 impl Runner for CudaRunner {
     type Memory = CudaMemory;
 
-    fn step(
+    fn max_in_flight(&self) -> usize {
+        MAX_IN_FLIGHT
+    }
+
+    fn launch(
         &mut self,
         sequences: &[SequenceStep<'_>],
         kv: &KvCache<CudaMemory>,
-    ) -> Result<Vec<SequenceOutput>, RunnerError> {
-        if sequences.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.run(sequences, kv).map_err(|error| self.failed(&error))
+    ) -> Result<(), RunnerError> {
+        self.start(sequences, kv).map_err(|error| self.failed(&error))
     }
 
-    /// Steps wait for their results, so that nothing is in flight here.
+    fn finish(&mut self) -> Result<Vec<SequenceOutput>, RunnerError> {
+        let Some(step) = self.in_flight.pop_front() else { return Ok(Vec::new()) };
+        self.results.read(step).map_err(|error| self.failed(&error))
+    }
+
+    /// Beside whatever is in flight: that writes behind what is copied, and the slots copied to are not its own.
     fn copy(&mut self, copies: &[KvCopy], kv: &KvCache<CudaMemory>) -> Result<(), RunnerError> {
         let copy = |copy: &KvCopy| -> Result<(), Error> {
             let pinned = kv.pin_copy(copy)?;

@@ -1,113 +1,128 @@
+use fused_gpu::{Buffer, Event, Gpu, Pinned};
+use fused_virtual_memory::CudaMemory;
 use fused_vocabulary::TokenId;
 
-use super::batch::Batch;
-use super::{CudaRunner, Error};
+use super::wanted::{Purpose, Wanted};
+use super::{Error, MAX_IN_FLIGHT};
 use crate::runner::SequenceOutput;
-use crate::sampler::{self, SampleStep, SampledToken, TokenLogprobs};
+use crate::sampler::{SampledToken, TokenLogprobs};
 
-/// A row whose logits are wanted, and what for.
+/// What the rows of a step that logits were wanted of came to.
 #[derive(Debug)]
-pub(super) struct Wanted<'a> {
-    pub(super) row: usize,
+pub(super) struct Results {
+    /// i32 `[rows]`: the tokens. The next step reads them here.
+    pub(super) tokens: Buffer,
+    /// `[rows, 1 + 2 · max_top]` words: a row's log-probability, then ids and log-probabilities of the likeliest.
+    pub(super) logprobs: Buffer,
+    pub(super) max_top: usize,
+    /// In turn: while one is read, the device writes into another.
+    host: [HostResults; MAX_IN_FLIGHT],
+    turn: usize,
+}
+
+#[derive(Debug)]
+struct HostResults {
+    tokens: Pinned,
+    logprobs: Pinned,
+    /// Behind the step.
+    done: Event,
+}
+
+/// A step that the device has been given.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    asked: Vec<Asked>,
+    num_sequences: usize,
+    turn: usize,
+    /// Nothing of the slots may be unmapped before the step is done.
+    _slots: fused_virtual_memory::Pinned<CudaMemory>,
+}
+
+/// What is to be made of a row's result.
+#[derive(Debug)]
+struct Asked {
     sequence_idx: usize,
-    purpose: Purpose<'a>,
+    /// Of the prompt, whose log-probability alone is asked for.
+    target: Option<TokenId>,
+    num_top: Option<u32>,
 }
 
-#[derive(Debug)]
-enum Purpose<'a> {
-    Sample(&'a SampleStep<'a>),
-    PromptLogprobs { target: TokenId, num_top: u32 },
-}
-
-/// What became of it.
-#[derive(Debug)]
-pub(super) enum Answer {
-    Sampled(SampledToken),
-    PromptLogprobs(TokenLogprobs),
-}
-
-/// The rows that logits are wanted of, in order.
-pub(super) fn wanted<'a>(batch: &Batch<'a>) -> Vec<Wanted<'a>> {
-    let mut wanted = Vec::with_capacity(batch.sequences.len());
-    for ((sequence_idx, sequence), first) in batch.sequences.iter().enumerate().zip(&batch.first_rows) {
-        if let Some(prompt) = &sequence.prompt_logprobs {
-            wanted.extend(prompt.targets.iter().zip(*first..).map(|(&target, row)| Wanted {
-                row,
-                sequence_idx,
-                purpose: Purpose::PromptLogprobs { target, num_top: prompt.num_top },
-            }));
-        }
-        if let Some(step) = &sequence.sample {
-            let row = first + sequence.tokens.len() - 1;
-            wanted.push(Wanted { row, sequence_idx, purpose: Purpose::Sample(step) });
-        }
-    }
-    wanted
-}
-
-/// All answers of a step whose rows were all computed at once.
-pub(super) fn outputs(
-    runner: &mut CudaRunner,
-    batch: &Batch<'_>,
-    wanted: &[Wanted<'_>],
-) -> Result<Vec<SequenceOutput>, Error> {
-    let answers = answers(runner, wanted)?;
-    Ok(join(batch, wanted, answers.into_iter()))
-}
-
-/// Waits for the logits of some rows and answers.
-pub(super) fn answers(runner: &mut CudaRunner, wanted: &[Wanted<'_>]) -> Result<Vec<Answer>, Error> {
-    let CudaRunner { gpu, scratch, weights, .. } = runner;
-    gpu.copy_to_host(&scratch.tokens, 0, &mut scratch.host_tokens, 0..4 * wanted.len())?;
-    // Waits.
-    let tokens: Vec<u32> =
-        bytemuck::cast_slice(&scratch.host_tokens.as_slice()?[..4 * wanted.len()]).to_vec();
-    let vocab_size = weights.shape.vocab_size;
-    let mut row = Vec::new();
-    let answer = |(nth, wanted): (usize, &Wanted<'_>)| {
-        if let Purpose::Sample(step) = &wanted.purpose
-            && is_plain(step)
-        {
-            return Ok(Answer::Sampled(SampledToken { token: TokenId(tokens[nth]), logprobs: None }));
-        }
-        row.resize(vocab_size, 0.0_f32);
-        let logits = scratch.logits.slice(4 * nth * vocab_size..4 * (nth + 1) * vocab_size)?;
-        logits.read(bytemuck::cast_slice_mut(&mut row))?;
-        Ok(match &wanted.purpose {
-            Purpose::Sample(step) => Answer::Sampled(sampler::sample(&mut row, step)),
-            Purpose::PromptLogprobs { target, num_top } => {
-                Answer::PromptLogprobs(sampler::logprobs(&row, *target, *num_top))
-            }
+impl Results {
+    pub(super) fn new(gpu: &Gpu, max_rows: usize, max_top: usize) -> fused_gpu::Result<Self> {
+        let row_bytes = 4 * (1 + 2 * max_top);
+        let host = || {
+            Ok::<_, fused_gpu::Error>(HostResults {
+                tokens: gpu.pinned(4 * max_rows)?,
+                logprobs: gpu.pinned(row_bytes * max_rows)?,
+                done: Event::new(gpu)?,
+            })
+        };
+        Ok(Self {
+            tokens: gpu.alloc_zeroed(4 * max_rows)?,
+            logprobs: gpu.alloc_zeroed(row_bytes * max_rows)?,
+            max_top,
+            host: [host()?, host()?],
+            turn: 0,
         })
-    };
-    wanted.iter().enumerate().map(answer).collect()
-}
-
-/// Whether the likeliest token as it is will do.
-fn is_plain(step: &SampleStep<'_>) -> bool {
-    let sampling = step.sampling;
-    sampling.temperature == 0.0
-        && sampling.repetition_penalty == 1.0
-        && sampling.presence_penalty == 0.0
-        && sampling.frequency_penalty == 0.0
-        && sampling.logit_bias.is_empty()
-        && step.banned.is_empty()
-        && step.num_logprobs.is_none()
-}
-
-/// One output a sequence.
-pub(super) fn join(
-    batch: &Batch<'_>,
-    wanted: &[Wanted<'_>],
-    answers: impl Iterator<Item = Answer>,
-) -> Vec<SequenceOutput> {
-    let mut outputs = vec![SequenceOutput::default(); batch.sequences.len()];
-    for (wanted, answer) in wanted.iter().zip(answers) {
-        let output = &mut outputs[wanted.sequence_idx];
-        match answer {
-            Answer::Sampled(sampled) => output.sampled = Some(sampled),
-            Answer::PromptLogprobs(logprobs) => output.prompt_logprobs.push(logprobs),
-        }
     }
-    outputs
+
+    /// Bytes of a row's log-probabilities.
+    pub(super) fn row_bytes(&self) -> usize {
+        4 * (1 + 2 * self.max_top)
+    }
+
+    /// Has the results of a step that was just launched copied to the host.
+    pub(super) fn fetch(
+        &mut self,
+        gpu: &Gpu,
+        wanted: &[Wanted<'_>],
+        num_sequences: usize,
+        slots: fused_virtual_memory::Pinned<CudaMemory>,
+    ) -> Result<InFlight, Error> {
+        self.turn = (self.turn + 1) % MAX_IN_FLIGHT;
+        let row_bytes = self.row_bytes();
+        let Self { tokens, logprobs, host, turn, .. } = self;
+        let host = &mut host[*turn];
+        gpu.copy_to_host(tokens, 0, &mut host.tokens, 0..4 * wanted.len())?;
+        if wanted.iter().any(|wanted| wanted.num_top().is_some()) {
+            gpu.copy_to_host(logprobs, 0, &mut host.logprobs, 0..row_bytes * wanted.len())?;
+        }
+        host.done.record()?;
+        let asked = wanted.iter().map(|wanted| Asked {
+            sequence_idx: wanted.sequence_idx,
+            target: match wanted.purpose {
+                Purpose::Sample { .. } => None,
+                Purpose::PromptLogprobs { target, .. } => Some(target),
+            },
+            num_top: wanted.num_top(),
+        });
+        Ok(InFlight { asked: asked.collect(), num_sequences, turn: self.turn, _slots: slots })
+    }
+
+    /// Waits for a step and reads its results: one output a sequence.
+    pub(super) fn read(&self, step: InFlight) -> Result<Vec<SequenceOutput>, Error> {
+        let host = &self.host[step.turn];
+        host.done.wait()?;
+        let tokens: &[u32] = bytemuck::cast_slice(host.tokens.as_slice()?);
+        let rows =
+            bytemuck::cast_slice::<u8, u32>(host.logprobs.as_slice()?).chunks_exact(1 + 2 * self.max_top);
+        let mut outputs = vec![SequenceOutput::default(); step.num_sequences];
+        for ((asked, &token), row) in step.asked.iter().zip(tokens).zip(rows) {
+            let token = asked.target.unwrap_or(TokenId(token));
+            let logprobs = asked.num_top.map(|num_top| logprobs(token, row, num_top as usize));
+            let output = &mut outputs[asked.sequence_idx];
+            match asked.target {
+                None => output.sampled = Some(SampledToken { token, logprobs }),
+                Some(_) => output.prompt_logprobs.extend(logprobs),
+            }
+        }
+        Ok(outputs)
+    }
+}
+
+fn logprobs(token: TokenId, row: &[u32], num_top: usize) -> TokenLogprobs {
+    let (own, top) =
+        row.split_first().map_or((f32::NEG_INFINITY, row), |(own, top)| (f32::from_bits(*own), top));
+    let top = top.chunks_exact(2).take(num_top).map(|pair| (TokenId(pair[0]), f32::from_bits(pair[1])));
+    TokenLogprobs { token, logprob: own, top: top.collect() }
 }

@@ -1,4 +1,4 @@
-use fused_gpu::{Buffer, Gpu, Pinned, Result};
+use fused_gpu::{Buffer, Gpu, Result};
 
 use crate::model::{FeedForward, Shape};
 
@@ -26,9 +26,6 @@ pub(super) struct Scratch {
     pub(super) last: Buffer,
     /// f32 `[logit rows, vocabulary]`.
     pub(super) logits: Buffer,
-    /// i32 `[logit rows]`, and where the host reads them.
-    pub(super) tokens: Buffer,
-    pub(super) host_tokens: Pinned,
     pub(super) max_logit_rows: usize,
 }
 
@@ -53,8 +50,6 @@ impl Scratch {
             inner: gpu.alloc_zeroed(2 * max_rows * shape.intermediate_size)?,
             last: gpu.alloc_zeroed(2 * max_logit_rows * shape.hidden_size)?,
             logits: gpu.alloc_zeroed(4 * max_logit_rows * shape.vocab_size)?,
-            tokens: gpu.alloc_zeroed(4 * max_logit_rows)?,
-            host_tokens: gpu.pinned(4 * max_logit_rows)?,
             max_logit_rows,
         })
     }

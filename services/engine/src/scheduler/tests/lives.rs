@@ -100,7 +100,9 @@ impl World {
                 continue;
             }
             if life.aborts_at == Some(now) {
-                self.scheduler.remove(seen.id, &mut self.kv);
+                if let Some(slot) = self.scheduler.remove(seen.id) {
+                    self.kv.release(slot);
+                }
                 seen.is_done = true;
             } else if let Some(chunk) = life.chunks.get(seen.num_chunks) {
                 self.scheduler.extend(seen.id, *chunk);
@@ -124,7 +126,7 @@ impl World {
             let seen = seen.get(usize::try_from(id.request).ok()?)?;
             Some(Known { tokens: &seen.tokens[..seen.num_known], salt: None, reuses: true })
         };
-        let step = self.scheduler.schedule(&mut self.kv, known);
+        let step = self.scheduler.schedule(&mut self.kv, known, false);
         assert!(step.failed.is_empty());
         self.check_order(&step, &decodes, &stalled);
         for id in &step.preempted {
@@ -142,7 +144,7 @@ impl World {
         for scheduled in &step.scheduled {
             self.compute(scheduled);
         }
-        self.scheduler.commit(&step);
+        self.scheduler.commit(&step.scheduled);
         for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
             self.draw(scheduled.id);
         }
@@ -192,7 +194,9 @@ impl World {
         seen.num_drawn += 1;
         seen.is_done = seen.num_drawn == num_output;
         if seen.is_done {
-            self.scheduler.remove(id, &mut self.kv);
+            if let Some(slot) = self.scheduler.remove(id) {
+                self.kv.release(slot);
+            }
         } else {
             seen.num_known += 1;
             self.scheduler.extend(id, 1);
