@@ -1,9 +1,10 @@
-//! `fused bench simulate`, `capacity` and `replay` as they are typed: the policies differ as they must, capacity is
-//! found, reports are whole, and what is wrong is said.
+//! `fused bench simulate`, `capacity`, `replay` and `engine` as they are typed: the policies differ as they must, capacity
+//! is found, reports are whole, and what is wrong is said.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod bad_input;
 mod capacity;
+mod engine;
 mod files;
 mod policies;
 mod traces;

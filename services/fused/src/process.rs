@@ -156,12 +156,15 @@ pub(crate) fn tool_exit_code(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(fused_adaptation::Error::Interrupted))) {
         return ExitCode::from(INTERRUPTED);
     }
-    // No input is at fault where a server does not answer, or where the engine fails that is simulated.
+    // No input is at fault where a server does not answer, or where the engine fails that is measured or simulated.
     let is_simulation = |cause: &(dyn std::error::Error + 'static)| {
         use fused_engine::simulation::Error;
         matches!(cause.downcast_ref(), Some(Error::Step(_) | Error::Stuck { .. }))
     };
-    if error.chain().any(|cause| cause.is::<reqwest::Error>() || is_simulation(cause)) {
+    if error
+        .chain()
+        .any(|cause| cause.is::<reqwest::Error>() || cause.is::<tonic::Status>() || is_simulation(cause))
+    {
         return ExitCode::FAILURE;
     }
     match error.chain().find_map(|cause| cause.downcast_ref()) {

@@ -8,10 +8,12 @@ mod environment;
 mod flags;
 mod load;
 mod scheduling;
+mod service_flags;
 mod settings;
 mod spelling;
 
-pub use flags::Flags;
-pub use load::{SettingsError, load};
+pub use flags::EngineFlags;
+pub use load::{SettingsError, load, load_engine};
 pub use scheduling::{ORDERS, POLICIES};
+pub use service_flags::Flags;
 pub use settings::Settings;

@@ -1,11 +1,12 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
+use serde::Serialize;
 
 use crate::environment::{Environment, PREFIX, SOURCE};
 use crate::scheduling;
-use crate::{Flags, Settings};
+use crate::{EngineFlags, Flags, Settings};
 
 /// Messages that any client must be allowed to lag behind.
 const MIN_STREAM_BUFFER: usize = 64;
@@ -37,10 +38,22 @@ pub enum SettingsError {
 /// # Errors
 /// See [`SettingsError`].
 pub fn load(flags: &Flags) -> Result<Settings, SettingsError> {
-    let mut figment = Figment::from(Serialized::defaults(Settings::default()));
-    if let Some(file) = &flags.config {
+    merge(Settings::default(), flags.engine_flags.config.as_deref(), flags)
+}
+
+/// The same for a tool that runs an engine and has defaults of its own.
+///
+/// # Errors
+/// See [`SettingsError`].
+pub fn load_engine(defaults: Settings, flags: &EngineFlags) -> Result<Settings, SettingsError> {
+    merge(defaults, flags.config.as_deref(), flags)
+}
+
+fn merge(defaults: Settings, file: Option<&Path>, flags: &impl Serialize) -> Result<Settings, SettingsError> {
+    let mut figment = Figment::from(Serialized::defaults(defaults));
+    if let Some(file) = file {
         if !file.is_file() {
-            return Err(SettingsError::NoFile(file.clone()));
+            return Err(SettingsError::NoFile(file.to_owned()));
         }
         figment = figment.merge(Toml::file_exact(file));
     }
@@ -171,6 +184,22 @@ mod tests {
         let settings = load(&flags(&["--config", path, "--port", "9001"])).unwrap();
         assert_eq!((settings.port, settings.token_budget, settings.max_num_sequences), (9001, Some(64), 64));
         assert_eq!(settings.engine, ["http://a:1", "http://b:1"]);
+    }
+
+    #[test]
+    fn a_tools_own_defaults_give_way_like_any() {
+        #[derive(Parser)]
+        struct Tool {
+            #[command(flatten)]
+            flags: EngineFlags,
+        }
+        let file = file("max_num_sequences = 9\ntoken_budget = 99\nport = 1\n");
+        let path = file.path().to_str().unwrap();
+        let flags = Tool::parse_from(["tool", "--config", path, "--token-budget", "88"]).flags;
+        let defaults = Settings { prefix_cache: false, max_num_sequences: 7, ..Settings::default() };
+        let settings = load_engine(defaults, &flags).unwrap();
+        assert_eq!((settings.max_num_sequences, settings.token_budget), (9, Some(88)));
+        assert!(!settings.prefix_cache);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use fused_engine::PolicyName;
+use fused_settings::EngineFlags;
 
+use super::engine::{Case, MAX_REQUESTS};
 use super::slo::Slo;
 
 #[derive(Args, Debug)]
@@ -19,12 +21,42 @@ pub(crate) struct Bench {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum BenchCommand {
+    /// Measure the whole engine in this process, without gateway, tokenizer and HTTP: what this device does with a model
+    Engine(EngineBench),
     /// Run a workload on the engine's core above a model of a device: scheduling and memory, without either
     Simulate(Simulate),
     /// Search the highest rate of requests at which latencies stay within bounds
     Capacity(Capacity),
     /// Run a workload against a server, with the report of `simulate`
     Replay(Replay),
+}
+
+/// The whole engine in this process.
+#[derive(Args, Debug)]
+pub(crate) struct EngineBench {
+    /// Requests, prompt tokens and output tokens, as 8x1024x256; all are sent at once; may be repeated [default:
+    /// 1x128x256 8x128x256 64x128x256 1x1024x1, shorter where the model's context is]
+    #[arg(long, value_name = "REQUESTSxPROMPTxOUTPUT", num_args = 1..)]
+    pub(crate) case: Vec<Case>,
+    /// Also so many requests of mixed lengths at once: prompts of 128 to 1024 tokens, outputs of 64 to 512
+    #[arg(long, value_name = "N", value_parser = num_requests)]
+    pub(crate) mixed: Option<usize>,
+    /// Repetitions of each case, after one of the first case to warm up; the median is printed
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    pub(crate) runs: usize,
+    /// Tokens are drawn at this temperature; 0 takes the likeliest
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    pub(crate) temperature: f32,
+    /// What prompts, mixed lengths and tokens are drawn from
+    #[arg(long, value_name = "SEED", default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Where to write everything as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// As for `fused engine`, from file and environment too. By default prompts share nothing (`prefix_cache` is false) and
+    /// none is refused.
+    #[command(flatten)]
+    pub(crate) flags: EngineFlags,
 }
 
 /// A few figures of a server.
@@ -259,6 +291,17 @@ pub(crate) struct EngineArgs {
 
 fn policy(text: &str) -> Result<PolicyName, String> {
     text.parse().map_err(|error: fused_engine::Error| error.to_string())
+}
+
+fn num_requests(text: &str) -> Result<usize, String> {
+    let is_few = |number: &usize| *number <= MAX_REQUESTS;
+    let number = at_least_one(text).ok().filter(is_few);
+    number.ok_or_else(|| format!("`{text}` is not a number from 1 to {MAX_REQUESTS}"))
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let temperature = text.parse().ok().filter(|temperature| (0.0..=2.0).contains(temperature));
+    temperature.ok_or_else(|| format!("`{text}` is not a temperature from 0 to 2"))
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::arguments::{Capacity, ServerArgs};
 use super::client::Client;
-use super::engine::Engines;
 use super::replay::Target;
 use super::report;
 use super::run::Run;
+use super::simulated::Engines;
 use super::summary::Summary;
 use super::workload::Plan;
 use crate::process;

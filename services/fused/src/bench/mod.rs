@@ -1,11 +1,11 @@
-//! `fused bench`: what a server does, what the engine would do on a device that is not here, and how much of either can
-//! be asked.
+//! `fused bench`: what a server does, what the engine does on this device and would do on one that is not here, and how
+//! much of it can be asked.
 //!
-//! Alone it prints a few figures of a server (`figures`). `simulate` runs a workload on the engine's core above a cost
-//! model, `replay` the same workload against a server, `capacity` searches the highest rate that meets bounds on either.
-//! A `workload` becomes a `run`, a run a `summary`, a summary a `report`.
+//! Alone it prints a few figures of a server (`figures`). `engine` measures the engine in this process, `simulate` runs a
+//! workload on the engine's core above a cost model, `replay` the same workload against a server, `capacity` searches the
+//! highest rate that meets bounds on either. A `workload` becomes a `run`, a run a `summary`, a summary a `report`.
 //!
-//! It is the counterpart of sarathi-lean's benchmark runner and capacity search. Where its knobs
+//! `simulate` and `capacity` are the counterpart of sarathi-lean's benchmark runner and capacity search. Where its knobs
 //! (`benchmark/config/default.yml`, `--name_with_underscores`) went:
 //!
 //! | there | here |
@@ -51,6 +51,7 @@ mod replay;
 mod report;
 mod run;
 mod simulate;
+mod simulated;
 mod slo;
 mod summary;
 mod workload;
@@ -61,6 +62,7 @@ use arguments::BenchCommand;
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     match &bench.command {
         None => figures::run(&bench.figures),
+        Some(BenchCommand::Engine(arguments)) => engine::run(arguments),
         Some(BenchCommand::Simulate(arguments)) => simulate::run(arguments),
         Some(BenchCommand::Capacity(arguments)) => capacity::run(arguments),
         Some(BenchCommand::Replay(arguments)) => replay::run(arguments),

@@ -2,9 +2,9 @@ use anyhow::Context;
 use rayon::prelude::*;
 
 use super::arguments::Simulate;
-use super::engine::Engines;
 use super::machine::MachineFile;
 use super::report::{self, About};
+use super::simulated::Engines;
 use super::workload::Plan;
 use crate::process;
 

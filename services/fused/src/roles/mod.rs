@@ -17,7 +17,10 @@ use fused_telemetry::Metrics;
 
 use crate::process::{Failure, Process};
 use banner::Banner;
-use grpc::{Served, bind, serve_grpc, tcp};
+pub(crate) use device::Device;
+pub(crate) use engine_config::engine_config;
+pub(crate) use grpc::serve_grpc;
+use grpc::{Served, bind, tcp};
 use parts::{
     JOIN_TIMEOUT, Loaded, start_engine, start_gateway, start_in_process, start_metrics, start_tokenizer,
 };

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::arguments::{ArrivalsArg, LengthsArg, WorkloadArgs};
 use arrivals::Pattern;
 use lengths::{Lengths, Totals, ZipfOrder};
-use random::Random;
+pub(super) use random::Random;
 use trace::Row;
 
 /// Requests, where neither a flag nor a trace says how many.

@@ -1,18 +1,18 @@
 /// Random numbers by counting (the finaliser of SplitMix64 over seed, stream and place): the same seed draws the same on
 /// every machine, and what one stream draws does not depend on how much another has drawn.
 #[derive(Clone, Debug)]
-pub(super) struct Random {
+pub(in crate::bench) struct Random {
     key: u64,
     num_drawn: u64,
 }
 
 impl Random {
-    pub(super) fn new(seed: u64, stream: u64) -> Self {
+    pub(in crate::bench) fn new(seed: u64, stream: u64) -> Self {
         Self { key: mix(mix(seed) ^ stream), num_drawn: 0 }
     }
 
     /// In (0, 1), each of 2^53 numbers as likely as any other.
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub(in crate::bench) fn uniform(&mut self) -> f64 {
         self.num_drawn += 1;
         let bits = mix(self.key.wrapping_add(self.num_drawn)) >> 11;
         (bits as f64 + 0.5) / (1u64 << 53) as f64
