@@ -140,6 +140,17 @@ pub(crate) fn failed(reason: &str) {
     tracing::error!(reason, "the engine has failed");
 }
 
+/// The checkpoint's weights are on the GPU.
+#[cfg(feature = "cuda")]
+pub(crate) fn weights_placed(num_bytes: usize, took: Duration) {
+    tracing::info!(
+        bytes = num_bytes,
+        seconds = took.as_secs_f64(),
+        gigabytes_per_s = num_bytes as f64 / 1e9 / took.as_secs_f64().max(1e-9),
+        "the weights are on the device"
+    );
+}
+
 /// How the engine is set up.
 pub(crate) fn started(model: &ModelInfo, plan: &KvPlan, token_budget: usize) {
     tracing::info!(

@@ -3,7 +3,7 @@
 use super::source::Source;
 use super::{Error, FeedForward, Layer, Linear, Model, Positions};
 
-pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
+pub(super) fn load<W: Send>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
     let config = source.config;
     let prefix = source.prefix();
     let hidden = config.hidden_size;
@@ -11,7 +11,7 @@ pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
     let (embedding, head) = source.embedding_and_head()?;
     let positions = source.matrix(&format!("{prefix}wpe.weight"), config.max_position_embeddings, hidden)?;
 
-    let layers = (0..config.num_layers).map(|layer_idx| {
+    let layers = source.layers(|layer_idx| {
         let name = |part: &str| format!("{prefix}h.{layer_idx}.{part}");
         Ok(Layer {
             attention_norm: source.layer_norm(&name("ln_1"), hidden)?,
@@ -24,18 +24,18 @@ pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
             window: config.sliding_window[layer_idx],
             attention_scale: source.attention_scale(layer_idx),
         })
-    });
+    })?;
     Ok(Model {
         shape,
         embedding,
         positions: Positions::Learned(positions.to_f32()),
-        layers: layers.collect::<Result<_, Error>>()?,
+        layers,
         final_norm: source.layer_norm(&format!("{prefix}ln_f"), hidden)?,
         head,
     })
 }
 
-fn linear<W>(
+fn linear<W: Send>(
     source: &Source<'_, W>,
     name: &str,
     num_inputs: usize,

@@ -4,7 +4,7 @@
 use super::source::Source;
 use super::{Error, FeedForward, Layer, Linear, Model, Positions, QkNorm, Tensor, rope};
 
-pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
+pub(super) fn load<W: Send>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
     let config = source.config;
     let prefix = source.prefix();
     let hidden = config.hidden_size;
@@ -13,7 +13,7 @@ pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
     let (embedding, head) = source.embedding_and_head()?;
     let frequencies = config.rope.as_ref().map(|rope| rope::frequencies(rope, config.head_dim));
 
-    let layers = (0..config.num_layers).map(|layer_idx| {
+    let layers = source.layers(|layer_idx| {
         let name = |part: &str| format!("{prefix}layers.{layer_idx}.{part}");
         let attention = |part: &str| name(&format!("self_attn.{part}"));
         let (queries, keys, values) = (attention("q_proj"), attention("k_proj"), attention("v_proj"));
@@ -39,12 +39,12 @@ pub(super) fn load<W>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
             window: config.sliding_window[layer_idx],
             attention_scale: source.attention_scale(layer_idx),
         })
-    });
+    })?;
     Ok(Model {
         shape,
         embedding,
         positions: Positions::Rotary(frequencies.unwrap_or_default()),
-        layers: layers.collect::<Result<_, Error>>()?,
+        layers,
         final_norm: source.rms_norm(&format!("{prefix}norm"), hidden)?,
         head,
     })
@@ -59,7 +59,7 @@ struct Projections<'a> {
 }
 
 /// Projections of the same input as one matrix, their outputs in order.
-fn fused<W>(source: &Source<'_, W>, projections: &Projections<'_>) -> Result<Linear<W>, Error> {
+fn fused<W: Send>(source: &Source<'_, W>, projections: &Projections<'_>) -> Result<Linear<W>, Error> {
     let mut weight = Tensor::empty(projections.num_inputs);
     let mut bias = Vec::new();
     for (name, num_outputs) in projections.parts {

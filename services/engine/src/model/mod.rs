@@ -65,6 +65,9 @@ pub struct Shape {
     pub feed_forward: FeedForward,
 }
 
+/// Layers that are read, checked and placed at once: each is in memory twice meanwhile.
+const NUM_LOADERS: usize = 4;
+
 /// How the feed-forward part is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeedForward {
@@ -138,26 +141,31 @@ pub struct Linear<W> {
     pub bias: Option<Vec<f32>>,
 }
 
-impl<W> Model<W> {
-    /// Loads all weights; `place` puts a matrix where the runner wants it. Where they are adapted to `patch` on the way,
+impl<W: Send> Model<W> {
+    /// Loads all weights, several layers at a time; `place` puts a matrix where the runner wants it. Where they are adapted to `patch` on the way,
     /// `embeddings` are the adapted matrices, or they are computed from the base model's.
     ///
     /// # Errors
     /// A tensor that is missing, or of another shape or type than `config` says; a patch vocabulary that does not belong
-    /// to these weights; the device has no room.
+    /// to these weights; the device has no room; the system has no threads to give.
     pub fn load(
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         patch: Option<&PatchVocabulary>,
         embeddings: Option<&PatchEmbeddings>,
-        place: &dyn Fn(Tensor) -> Result<W, Error>,
+        place: &(dyn Fn(Tensor) -> Result<W, Error> + Sync),
     ) -> Result<Self, Error> {
         let patch = adapt::needed(config, patch)?;
         let source = source::Source { checkpoint, config, patch, embeddings, place };
-        match config.family {
+        let loaders = rayon::ThreadPoolBuilder::new()
+            .num_threads(NUM_LOADERS)
+            .thread_name(|idx| format!("loader-{idx}"))
+            .build()
+            .map_err(|error| Error::Place(error.into()))?;
+        loaders.install(|| match config.family {
             Family::Gpt2 => gpt2::load(&source),
             Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama::load(&source),
-        }
+        })
     }
 }
 

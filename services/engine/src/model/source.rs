@@ -2,8 +2,9 @@ use fused_checkpoint::{Checkpoint, ModelConfig};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::embedding::Side;
 use fused_vocabulary::import::PatchEmbeddings;
+use rayon::prelude::*;
 
-use super::{Error, FeedForward, Linear, Norm, Shape, Tensor, adapt};
+use super::{Error, FeedForward, Layer, Linear, Norm, Shape, Tensor, adapt};
 
 /// What a family loads its parts from, and where to.
 pub(super) struct Source<'a, W> {
@@ -13,10 +14,18 @@ pub(super) struct Source<'a, W> {
     pub(super) patch: Option<&'a PatchVocabulary>,
     /// The matrices of the adapted model, where they are not to be computed.
     pub(super) embeddings: Option<&'a PatchEmbeddings>,
-    pub(super) place: &'a dyn Fn(Tensor) -> Result<W, Error>,
+    pub(super) place: &'a (dyn Fn(Tensor) -> Result<W, Error> + Sync),
 }
 
-impl<W> Source<'_, W> {
+impl<W: Send> Source<'_, W> {
+    /// All layers, several at a time.
+    pub(super) fn layers(
+        &self,
+        layer: impl Fn(usize) -> Result<Layer<W>, Error> + Send + Sync,
+    ) -> Result<Vec<Layer<W>>, Error> {
+        (0..self.config.num_layers).into_par_iter().map(layer).collect()
+    }
+
     /// A matrix `[rows, cols]` as stored.
     pub(super) fn matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Tensor, Error> {
         let tensor = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;

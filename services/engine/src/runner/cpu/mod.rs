@@ -56,7 +56,7 @@ impl CpuRunner {
             let packed = Matrix::pack(tensor.elements(), tensor.num_rows(), tensor.num_cols());
             packed.map_err(|error| model::Error::Place(error.into()))
         };
-        let model = pool.install(|| Model::load(checkpoint, config, patch, embeddings, &place))?;
+        let model = Model::load(checkpoint, config, patch, embeddings, &place)?;
         Ok(Self { model, pool, scratch: Scratch::default(), outputs: Vec::new() })
     }
 

@@ -14,6 +14,7 @@ mod wanted;
 mod weights;
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use fused_checkpoint::{Checkpoint, Dtype, ModelConfig};
 use fused_gpu::{Element, Gpu, Graph, Products};
@@ -23,6 +24,7 @@ use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::import::PatchEmbeddings;
 
 use super::{Runner, RunnerError, SequenceOutput, SequenceStep};
+use crate::events;
 use crate::kv::{KvCache, KvCopy, KvLayout};
 use crate::model::{self, Model, Shape};
 use batch::{Batch, BatchBuffers};
@@ -93,10 +95,12 @@ impl CudaRunner {
             Some(Dtype::F16) => Element::F16,
             Some(Dtype::Bf16 | Dtype::F32) | None => Element::Bf16,
         };
-        let place = |tensor: model::Tensor| {
-            weights::DeviceMatrix::place(gpu, element, &tensor).map_err(|error| placed(error.into()))
-        };
+        let began = Instant::now();
+        let stager = weights::Stager::new(gpu, element);
+        let place = |tensor: model::Tensor| stager.place(&tensor).map_err(|error| placed(error.into()));
         let model = Model::load(checkpoint, config, patch, embeddings, &place)?;
+        gpu.synchronize().map_err(|error| placed(error.into()))?;
+        events::weights_placed(checkpoint.num_bytes(), began.elapsed());
         Self::new(gpu, element, model, limits).map_err(placed)
     }
 

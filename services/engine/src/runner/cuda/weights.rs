@@ -1,6 +1,7 @@
 use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 
-use fused_gpu::{Buffer, Element, Gpu, Result};
+use fused_gpu::{Buffer, Element, Gpu, Pinned, Result};
 use fused_kernels::Elements;
 use half::{bf16, f16};
 
@@ -56,22 +57,82 @@ pub(super) struct DeviceLinear {
     pub(super) bias: Option<Buffer>,
 }
 
-impl DeviceMatrix {
-    /// Copies a matrix to the device in the element's type.
-    pub(super) fn place(gpu: &Gpu, element: Element, tensor: &Tensor) -> Result<Self> {
-        let buffer = match (element, tensor.elements()) {
-            (Element::Bf16, Elements::Bf16(elements)) => gpu.upload(bytemuck::cast_slice(elements))?,
-            (Element::F16, Elements::F16(elements)) => gpu.upload(bytemuck::cast_slice(elements))?,
-            (Element::Bf16, elements) => {
-                let narrow: Vec<bf16> = widened(elements).map(bf16::from_f32).collect();
-                gpu.upload(bytemuck::cast_slice(&narrow))?
-            }
-            (Element::F16, elements) => {
-                let narrow: Vec<f16> = widened(elements).map(f16::from_f32).collect();
-                gpu.upload(bytemuck::cast_slice(&narrow))?
+/// Takes matrices to the device, from several threads at once: each writes into page-locked memory, from which the device
+/// copies while the thread goes on.
+#[derive(Debug)]
+pub(super) struct Stager<'a> {
+    gpu: &'a Gpu,
+    element: Element,
+    /// Of threads that have nothing to place at the moment.
+    stages: Mutex<Vec<Stage>>,
+}
+
+/// Page-locked memory of one thread: while one half is on its way, the other is written.
+#[derive(Debug)]
+struct Stage {
+    halves: [Pinned; 2],
+    turn: usize,
+}
+
+impl<'a> Stager<'a> {
+    const HALF_BYTES: usize = 8 << 20;
+
+    pub(super) fn new(gpu: &'a Gpu, element: Element) -> Self {
+        Self { gpu, element, stages: Mutex::default() }
+    }
+
+    /// Copies a matrix to the device in the element's type. It is there when the stream comes to it.
+    pub(super) fn place(&self, tensor: &Tensor) -> Result<DeviceMatrix> {
+        let (num_outputs, num_inputs) = (tensor.num_rows(), tensor.num_cols());
+        let buffer = self.gpu.alloc(2 * num_outputs * num_inputs)?;
+        let idle = self.stages.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut stage = match idle {
+            Some(stage) => stage,
+            None => {
+                let half = || self.gpu.pinned(Self::HALF_BYTES);
+                Stage { halves: [half()?, half()?], turn: 0 }
             }
         };
-        Ok(Self { buffer, num_outputs: tensor.num_rows(), num_inputs: tensor.num_cols() })
+        match (self.element, tensor.elements()) {
+            (Element::Bf16, Elements::Bf16(elements)) => {
+                self.send(elements, bf16::to_bits, &buffer, &mut stage)
+            }
+            (Element::Bf16, Elements::F16(elements)) => {
+                self.send(elements, |x| bf16::from_f32(x.to_f32()).to_bits(), &buffer, &mut stage)
+            }
+            (Element::Bf16, Elements::F32(elements)) => {
+                self.send(elements, |x| bf16::from_f32(x).to_bits(), &buffer, &mut stage)
+            }
+            (Element::F16, Elements::F16(elements)) => self.send(elements, f16::to_bits, &buffer, &mut stage),
+            (Element::F16, Elements::Bf16(elements)) => {
+                self.send(elements, |x| f16::from_f32(x.to_f32()).to_bits(), &buffer, &mut stage)
+            }
+            (Element::F16, Elements::F32(elements)) => {
+                self.send(elements, |x| f16::from_f32(x).to_bits(), &buffer, &mut stage)
+            }
+        }?;
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner).push(stage);
+        Ok(DeviceMatrix { buffer, num_outputs, num_inputs })
+    }
+
+    fn send<T: Copy>(
+        &self,
+        elements: &[T],
+        narrow: impl Fn(T) -> u16,
+        buffer: &Buffer,
+        stage: &mut Stage,
+    ) -> Result<()> {
+        let at_once = Self::HALF_BYTES / 2;
+        for (piece, nth) in elements.chunks(at_once).zip(0..) {
+            stage.turn = (stage.turn + 1) % 2;
+            let half = &mut stage.halves[stage.turn];
+            let words: &mut [u16] = bytemuck::cast_slice_mut(half.as_mut_slice()?);
+            for (word, element) in words.iter_mut().zip(piece) {
+                *word = narrow(*element);
+            }
+            self.gpu.copy_to_device(half, 0..2 * piece.len(), buffer, 2 * at_once * nth)?;
+        }
+        Ok(())
     }
 }
 
@@ -120,14 +181,6 @@ impl<'a> RandomWeights<'a> {
             (done, from) = (done + piece, 0);
         }
         Ok(DeviceMatrix { buffer, num_outputs, num_inputs })
-    }
-}
-
-fn widened(elements: Elements<'_>) -> Box<dyn Iterator<Item = f32> + '_> {
-    match elements {
-        Elements::F32(elements) => Box::new(elements.iter().copied()),
-        Elements::F16(elements) => Box::new(elements.iter().map(|element| element.to_f32())),
-        Elements::Bf16(elements) => Box::new(elements.iter().map(|element| element.to_f32())),
     }
 }
 
