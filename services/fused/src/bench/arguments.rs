@@ -33,6 +33,15 @@ pub(crate) enum BenchCommand {
 
 /// The whole engine in this process.
 #[derive(Args, Debug)]
+#[command(
+    mut_arg("prefix_cache", |arg| arg.help("Share the memory of prompts' common beginnings [default: false]")),
+    mut_arg("target_time_to_first_token_s", |arg| {
+        arg.help("Refuse a request that would wait longer for its first token; 0: never [default: 0]")
+    }),
+    mut_arg("max_waiting_requests", |arg| {
+        arg.help(format!("Requests that may wait for a slot [default: {MAX_REQUESTS}]"))
+    }),
+)]
 pub(crate) struct EngineBench {
     /// Requests, prompt tokens and output tokens, as 8x1024x256; all are sent at once; may be repeated [default:
     /// 1x128x256 8x128x256 64x128x256 1x1024x1, shorter where the model's context is]
@@ -53,8 +62,7 @@ pub(crate) struct EngineBench {
     /// Where to write everything as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// As for `fused engine`, from file and environment too. By default prompts share nothing (`prefix_cache` is false) and
-    /// none is refused.
+    /// As for `fused engine`, from file and environment too; the defaults that differ stand above and in `engine::settings`.
     #[command(flatten)]
     pub(crate) flags: EngineFlags,
 }
