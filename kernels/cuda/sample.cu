@@ -1,14 +1,17 @@
 // Samples a token from each row of logits, and says how likely tokens are: what src/sample does, with the same bits.
 //
 // A token's weight is exp((logit − largest) / temperature) as a whole number of 2⁻⁴⁴, and sums are of whole numbers: they are
-// the same in whatever order threads come. The filters keep the tokens from a cut on: a logit (top_k, top_p) and a least
-// weight (min_p). The token drawn is the first by id at which the running sum of kept weights passes a share of their sum.
+// the same in whatever order threads come. The filters keep the logits from a cut on. The token drawn is the first by id at
+// which the running sum of kept weights passes a share of their sum.
 //
 // logits f32 [rows, vocab], changed where a row has penalties or biases; rows [rows]; tokens i32 [rows];
 // logprobs [rows, 1 + 2 · max_top]: the token's, then {id, log-probability} of the likeliest in descending order.
 //
-// A block has a row, which it reads from the second cache as often as what is asked for takes: once for the likeliest token,
-// twice for a draw, four times with a filter (largest, histogram, members of the cut's bin, sums). Bytes: 4 a number, as often.
+// A block has a row, which it reads as often as what is asked for takes, the first time from memory and then mostly from the
+// second cache: once for the likeliest token; twice for a draw, with filters that keep some hundred tokens at most as well (the
+// largest; then sums and what is near it); five times where they keep more, and seven where both top_k and top_p do
+// (a histogram and the members of the cut's bin for each, and sums). Log-probabilities take one more. Bytes: 4 a number, as
+// often. A weight is some 30 instructions, and what all but the first pass takes most time for.
 #include "device.cuh"
 
 struct RowSampling {
@@ -19,7 +22,7 @@ struct RowSampling {
     u32 num_biases;
     float temperature;
     float top_p;
-    float min_p;
+    float log_min_p;
     u32 top_k;
     float repetition_penalty;
     float presence_penalty;
@@ -61,21 +64,21 @@ constexpr int BINS = 2048;
 // Tokens that are sorted: two a thread.
 constexpr int CAPACITY = 2048;
 constexpr float ONE = 17592186044416.0f;  // 2^44
-// Bins for each unit below the largest logit (over the temperature): 31 units, and so every weight there is, have bins of
-// their own. The last bin is for all that is further down.
+constexpr float TWO_TO_64 = 18446744073709551616.0f;
+// Bins for each unit below the largest logit (over the temperature): 31 units, in which every weight over 0 is, have bins of
+// their own; the last bin is for all that is further down.
 constexpr float BINS_A_UNIT = 66.0f;
 constexpr int LAST_BIN = BINS - 1;
 // Bits of an id in an order.
 constexpr int ID_BITS = 20;
+constexpr u64 ID_MASK = (1 << ID_BITS) - 1;
 
 // Where a search for a token in descending order has come to: it is among those in a bin whose order begins with a prefix.
 struct Place {
     int bin;
     int shift;   // of the prefix
     u64 prefix;
-    u64 wanted;  // of those here, by number or by weight: it is the first with which they are so much
-    u32 above;   // how many come before all of them
-    u32 num;     // how many there are
+    u64 wanted;  // by number or by weight: it is the first with which those here are so much
 };
 
 // What a row's penalties and biases are of.
@@ -91,21 +94,20 @@ struct Adjustments {
 
 // Everything that a row needs and no thread has to keep in registers.
 struct Shared {
-    // By digit; a weight's sum in two halves.
-    u32 counts[BINS], low[BINS], high[BINS];
+    // By digit: a number, or a weight's sum in two halves.
+    u32 low[BINS], high[BINS];
     u64 list[CAPACITY];
     u64 warp_sums[WARPS];
     u64 total;
     double normaliser;
     u64 rest;
     RowSampling row;
-    float largest[WARPS];
+    float largest[WARPS], fronts[WARPS];
     int ids[WARPS];
     int digit;
     u64 before;
-    u64 wanted;
     u32 num_listed;
-    u32 cut;
+    float cut;
     int segment;
     int token;
     Adjustments adjustments;
@@ -120,24 +122,30 @@ struct Row {
     int num_quads;
 };
 
-// Calls f(logit, id) for pieces `first`, `first + stride` … before `end`, `IN_FLIGHT` of them on their way at a time.
-template <int IN_FLIGHT, class F>
+// Calls f(logit, id) for the four of a piece.
+template <class F> __device__ __forceinline__ void each_of_quad(const Row& row, float4 quad, int i, F f) {
+    int id = row.head + 4 * i;
+    f(quad.x, id);
+    f(quad.y, id + 1);
+    f(quad.z, id + 2);
+    f(quad.w, id + 3);
+}
+
+// Calls f(logit, id) for pieces `first`, `first + stride` … before `end`, of which the next are on their way meanwhile.
+template <class F>
 __device__ __forceinline__ void each_quad(const Row& row, int first, int end, int stride, F f) {
+    constexpr int AHEAD = 2;
     const float4* quads = (const float4*)(row.logits + row.head);
-    for (int i = first; i < end; i += IN_FLIGHT * stride) {
-        float4 loaded[IN_FLIGHT];
+    float4 ahead[AHEAD];
 #pragma unroll
-        for (int j = 0; j < IN_FLIGHT; j++)
-            if (i + j * stride < end) loaded[j] = quads[i + j * stride];
+    for (int j = 0; j < AHEAD; j++)
+        if (first + j * stride < end) ahead[j] = quads[first + j * stride];
+    for (int i = first; i < end; i += stride) {
+        float4 quad = ahead[0];
 #pragma unroll
-        for (int j = 0; j < IN_FLIGHT; j++) {
-            if (i + j * stride >= end) break;
-            int id = row.head + 4 * (i + j * stride);
-            f(loaded[j].x, id);
-            f(loaded[j].y, id + 1);
-            f(loaded[j].z, id + 2);
-            f(loaded[j].w, id + 3);
-        }
+        for (int j = 1; j < AHEAD; j++) ahead[j - 1] = ahead[j];
+        if (i + AHEAD * stride < end) ahead[AHEAD - 1] = quads[i + AHEAD * stride];
+        each_of_quad(row, quad, i, f);
     }
 }
 
@@ -148,9 +156,9 @@ template <class F> __device__ __forceinline__ void each_edge(const Row& row, F f
     if (threadIdx.x >= THREADS - 32 && behind < row.vocab) f(row.logits[behind], behind);
 }
 
-template <int IN_FLIGHT, class F> __device__ __forceinline__ void each(const Row& row, F f) {
+template <class F> __device__ __forceinline__ void each(const Row& row, F f) {
     each_edge(row, f);
-    each_quad<IN_FLIGHT>(row, threadIdx.x, row.num_quads, THREADS, f);
+    each_quad(row, threadIdx.x, row.num_quads, THREADS, f);
 }
 
 // How a logit weighs.
@@ -159,30 +167,31 @@ struct Scale {
     float scale;  // 1 / temperature
 };
 
-// The exponential of src/simd/math.rs, operation by operation.
+// The exponential of src/simd/math.rs, operation by operation; what is a whole number there and a power of two here is cut to
+// 2⁻⁴⁴ by a shift, since some GPUs convert to 64 bits as slowly as anything they do.
 __device__ __forceinline__ u64 weigh(float logit, const Scale& scale) {
     const float ROUND = 12582912.0f;
-    float x = __fmul_rn(__fsub_rn(logit, scale.largest), scale.scale);
-    x = fmaxf(x, -87.3f);
+    float x = fmaxf(__fmul_rn(__fsub_rn(logit, scale.largest), scale.scale), -87.3f);
     float rounded = __fmaf_rn(x, 1.44269504f, ROUND);
     float n = __fsub_rn(rounded, ROUND);
-    float r = __fmaf_rn(n, -0.6933594f, x);
-    r = __fmaf_rn(n, 2.1219444e-4f, r);
+    float r = __fmaf_rn(n, 2.1219444e-4f, __fmaf_rn(n, -0.6933594f, x));
     float sum = 1.0f / 5040.0f;
     sum = __fmaf_rn(sum, r, 1.0f / 720.0f);
     sum = __fmaf_rn(sum, r, 1.0f / 120.0f);
     sum = __fmaf_rn(sum, r, 1.0f / 24.0f);
     sum = __fmaf_rn(sum, r, 1.0f / 6.0f);
     sum = __fmaf_rn(sum, r, 0.5f);
-    float tail = __fmaf_rn(__fmul_rn(r, r), sum, r);
-    float power = __uint_as_float((__float_as_uint(rounded) << 23) + 0x3f800000);
-    return __float2ull_rz(__fmul_rn(__fmaf_rn(tail, power, power), ONE));
+    u32 bits = __float_as_uint(__fadd_rn(__fmaf_rn(__fmul_rn(r, r), sum, r), 1.0f));
+    // x is never over 0, so 2^n · (1.mantissa · 2^(exponent − 127)) is 1 at most.
+    u32 shift = 127 - (bits >> 23) + __float_as_uint(ROUND) - __float_as_uint(rounded);
+    return u64(bits & 0x7fffff | 0x800000) << 21 >> min(shift, 63u);
 }
 
-// How far a logit is below the largest; a lower one is never in a lower bin.
+// How far a logit is below the largest; a lower one is never in a lower bin. NaN is in the last.
 __device__ __forceinline__ int bin_of(float logit, const Scale& scale) {
-    float distance = __fmul_rn(__fmul_rn(__fsub_rn(scale.largest, logit), scale.scale), BINS_A_UNIT);
-    return distance < float(LAST_BIN) ? max(int(distance), 0) : LAST_BIN;
+    float distance = (scale.largest - logit) * scale.scale * BINS_A_UNIT;
+    // Adding 2^23 rounds to a whole number and leaves it in the low bits.
+    return __float_as_uint(fminf(distance, float(LAST_BIN)) + 8388608.0f) & LAST_BIN;
 }
 
 // A whole number for a logit, in the same order; NaN is where minus infinity is, and both zeros are one.
@@ -195,10 +204,10 @@ __device__ __forceinline__ float logit_of(u32 key) { return __uint_as_float(key 
 
 // Larger for a larger logit, and for a lower id among equals.
 __device__ __forceinline__ u64 order_of(float logit, int id) {
-    return u64(key_of(logit)) << ID_BITS | ((1 << ID_BITS) - 1 - id);
+    return u64(key_of(logit)) << ID_BITS | (ID_MASK - id);
 }
 __device__ __forceinline__ u32 key_in(u64 order) { return u32(order >> ID_BITS); }
-__device__ __forceinline__ int id_in(u64 order) { return (1 << ID_BITS) - 1 - int(order & ((1 << ID_BITS) - 1)); }
+__device__ __forceinline__ int id_in(u64 order) { return int(ID_MASK - (order & ID_MASK)); }
 
 // The sum of the values of the threads before this one; `shared.total` is that of all.
 __device__ __forceinline__ u64 sum_before(Shared& shared, u64 value) {
@@ -225,10 +234,13 @@ __device__ __forceinline__ u64 sum_before(Shared& shared, u64 value) {
     return shared.warp_sums[warp] + sum - value;
 }
 
-// The largest logit and its id, the lowest among equals; minus infinity and 0 where none is a number above that.
+// What one pass tells of a row: the largest logit and its id, the lowest among equals (minus infinity and 0 where none is a
+// number above that); and a logit that at least 64 tokens reach, some hundreds in most rows: the smallest of what sixteen
+// threads each have as their largest.
 struct Likeliest {
     float logit;
     int id;
+    float front;
 };
 __device__ __forceinline__ Likeliest likeliest(Shared& shared, const Row& row) {
     const float LOWEST = __int_as_float(0xff800000);
@@ -237,24 +249,40 @@ __device__ __forceinline__ Likeliest likeliest(Shared& shared, const Row& row) {
     auto take = [&](float other, int other_id) {
         if (other > value || (other == value && other_id < id)) value = other, id = other_id;
     };
-    // A thread's ids ascend.
-    each_quad<4>(row, threadIdx.x, row.num_quads, THREADS, [&](float logit, int at) {
-        if (logit > value) value = logit, id = at;
-    });
-    each_edge(row, take);
-    auto take_warps = [&] {
-#pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2)
-            take(__shfl_xor_sync(0xffffffff, value, offset), __shfl_xor_sync(0xffffffff, id, offset));
+    auto take_from = [&](int offset) {
+        take(__shfl_xor_sync(0xffffffff, value, offset), __shfl_xor_sync(0xffffffff, id, offset));
     };
-    take_warps();
+    // From memory, and with next to nothing to do: four pieces at a time. A thread's ids ascend.
+    const float4* quads = (const float4*)(row.logits + row.head);
+    for (int i = threadIdx.x; i < row.num_quads; i += 4 * THREADS) {
+        float4 loaded[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (i + j * THREADS < row.num_quads) loaded[j] = quads[i + j * THREADS];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (i + j * THREADS >= row.num_quads) break;
+            each_of_quad(row, loaded[j], i + j * THREADS, [&](float logit, int at) {
+                if (logit > value) value = logit, id = at;
+            });
+        }
+    }
+    each_edge(row, take);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (lane == 0) shared.largest[warp] = value, shared.ids[warp] = id;
+#pragma unroll
+    for (int offset = 1; offset < 16; offset *= 2) take_from(offset);
+    float front = fminf(value, __shfl_xor_sync(0xffffffff, value, 16));
+    take_from(16);
+    if (lane == 0) shared.largest[warp] = value, shared.ids[warp] = id, shared.fronts[warp] = front;
     __syncthreads();
-    value = shared.largest[lane], id = shared.ids[lane];
-    take_warps();
+    value = shared.largest[lane], id = shared.ids[lane], front = shared.fronts[lane];
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        take_from(offset);
+        front = fminf(front, __shfl_xor_sync(0xffffffff, front, offset));
+    }
     __syncthreads();
-    return {value, value > LOWEST ? id : 0};
+    return {value, value > LOWEST ? id : 0, front};
 }
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < __int_as_float(0x7f800000); }
@@ -326,91 +354,83 @@ __device__ __forceinline__ void restore(Shared& shared, const Row& row) {
     __syncthreads();
 }
 
-// Which tokens a search is among: all of them, or those that weigh enough and are not below a cut.
-struct Among {
+// Which tokens are kept: the logits from a cut on.
+struct Kept {
     Scale scale;
-    bool is_weighed;
-    u64 min_weight;
-    u32 min_key;
+    float min_logit;
 };
 
-// Calls f(logit, id, bin, weight) for each token that a search is among.
-template <class F> __device__ __forceinline__ void each_among(const Row& row, const Among& among, F f) {
-    each<1>(row, [&](float logit, int id) {
-        u64 weight = 0;
-        if (among.is_weighed) {
-            weight = weigh(logit, among.scale);
-            if (weight < among.min_weight || key_of(logit) < among.min_key) return;
-        }
-        f(logit, id, bin_of(logit, among.scale), weight);
-    });
+// 0 for what is not kept. Without a branch: the weights of four logits are then computed side by side.
+__device__ __forceinline__ u64 weigh_kept(float logit, const Kept& kept) {
+    return weigh(logit >= kept.min_logit ? logit : __int_as_float(0xff800000), kept.scale);
 }
 
-// Narrows a search, digit by digit, until what is in its place, and with `is_gathered_above` what is above as well, fits the
-// list, or nothing more tells those in it apart: by number the `wanted`-th token, by weight the first with which the sum is
-// the `wanted`-th part of 2⁶⁴. False where there are not so many among those of them that have a weight.
+// Counts, or weighs, by one digit what is in a place and kept, and narrows the place to the digit in which the wanted token is.
+// False where there is none, which only the first digit can show, and only by number.
 //
-// The first digit is the bin, in which most searches end; then come those of the order: 11, 11 and 10 bits of the key, 11 and
-// 9 of the id.
-template <bool IS_TOP>
-__device__ __forceinline__ bool narrow(Shared& shared, const Row& row, const Among& among, bool by_weight, u64 wanted) {
+// The first digit is the bin, and most searches need no other; then come those of the order: 11, 11 and 10 bits of the key, 11
+// and 9 of the id. `wanted` counts for the first digit, by weight as a part of 2⁶⁴ of all.
+__device__ __forceinline__ bool narrow(Shared& shared, const Row& row, const Kept& kept, int level, bool by_weight,
+                                       u64 wanted) {
     Place& place = shared.place;
-    for (int level = 0; level < (IS_TOP ? 6 : 4); level++) {
-        int bits = level == 3 ? 10 : level == 5 ? 9 : 11;
-        for (int i = threadIdx.x; i < BINS; i += THREADS) shared.counts[i] = shared.low[i] = shared.high[i] = 0;
-        if (threadIdx.x == 0) shared.digit = -1;
-        __syncthreads();
-        each_among(row, among, [&](float logit, int id, int bin, u64 weight) {
-            int digit = bin;
-            if (level > 0) {
-                u64 order = order_of(logit, id);
-                if (bin != place.bin || order >> place.shift != place.prefix) return;
-                digit = (1 << bits) - 1 - int(order >> (place.shift - bits) & ((1 << bits) - 1));
-            } else if (IS_TOP && bin == LAST_BIN) {
-                // Most tokens may be so unlikely, and would stand in line to be counted.
-                return;
-            }
-            atomicAdd(&shared.counts[digit], 1);
-            if (!by_weight) return;
-            u32 low = u32(weight), high = u32(weight >> 32);
-            high += atomicAdd(&shared.low[digit], low) + low < low;
-            if (high > 0) atomicAdd(&shared.high[digit], high);
-        });
-        __syncthreads();
-        int first = 2 * threadIdx.x;
-        u64 values[2];
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-            values[j] = by_weight ? u64(shared.high[first + j]) << 32 | shared.low[first + j]
-                                  : u64(shared.counts[first + j]);
-        u64 before = sum_before(shared, values[0] + values[1]);
-        u64 here = level > 0 ? place.wanted : by_weight ? max(__umul64hi(shared.total, wanted), 1ull) : wanted;
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            if (before < here && here <= before + values[j]) shared.digit = first + j, shared.before = before;
-            before += values[j];
+    int bits = level == 3 ? 10 : level == 5 ? 9 : 11;
+    for (int i = threadIdx.x; i < BINS; i += THREADS) shared.low[i] = shared.high[i] = 0;
+    if (threadIdx.x == 0) shared.digit = -1;
+    __syncthreads();
+    each(row, [&](float logit, int id) {
+        if (logit < kept.min_logit) return;
+        int digit = bin_of(logit, kept.scale);
+        if (level > 0) {
+            if (digit != place.bin) return;
+            u64 order = order_of(logit, id);
+            if (order >> place.shift != place.prefix) return;
+            digit = (1 << bits) - 1 - int(order >> (place.shift - bits) & ((1 << bits) - 1));
+        } else if (digit == LAST_BIN) {
+            // Without weight, and maybe so many that they would stand in line.
+            return;
         }
-        __syncthreads();
-        // By number alone there can be fewer, and that shows in the first level.
-        if (!IS_TOP && shared.digit < 0) return false;
-        if (threadIdx.x == 0) {
-            bool is_far = shared.digit < 0;
-            int digit = is_far ? LAST_BIN : shared.digit;
-            u64 passed = is_far ? shared.total : shared.before;
-            place.num = is_far ? row.vocab - u32(passed) : shared.counts[digit];
-            place.wanted = here - passed;
-            place.above = (level > 0 ? place.above : 0) + u32(passed);
-            place.shift = level > 0 ? place.shift - bits : 32 + ID_BITS;
-            place.prefix = level > 0 ? place.prefix << bits | ((1 << bits) - 1 - digit) : 0;
-            if (level == 0) place.bin = digit;
+        if (!by_weight) {
+            atomicAdd(&shared.low[digit], 1);
+            return;
         }
-        __syncthreads();
-        if ((IS_TOP ? place.above : 0) + place.num <= CAPACITY) break;
+        u64 weight = weigh(logit, kept.scale);
+        u32 low = u32(weight), high = u32(weight >> 32);
+        high += atomicAdd(&shared.low[digit], low) + low < low;
+        if (high > 0) atomicAdd(&shared.high[digit], high);
+    });
+    __syncthreads();
+    int first = 2 * threadIdx.x;
+    u64 values[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) values[j] = u64(shared.high[first + j]) << 32 | shared.low[first + j];
+    u64 before = sum_before(shared, values[0] + values[1]);
+    if (level > 0) wanted = place.wanted;
+    else if (by_weight) wanted = max(__umul64hi(shared.total, wanted), 1ull);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        if (before < wanted && wanted <= before + values[j]) shared.digit = first + j, shared.before = before;
+        before += values[j];
     }
-    return true;
+    __syncthreads();
+    int digit = shared.digit;
+    if (threadIdx.x == 0) {
+        bool is_far = digit < 0;
+        place.wanted = wanted - (is_far ? shared.total : shared.before);
+        place.shift = level > 0 ? place.shift - bits : 32 + ID_BITS;
+        place.prefix = level > 0 ? place.prefix << bits | ((1 << bits) - 1 - digit) : 0;
+        if (level == 0) place.bin = is_far ? LAST_BIN : digit;
+    }
+    __syncthreads();
+    return digit >= 0;
 }
 
-// Sorts the list, the largest first. What is behind its end becomes 0.
+// Appends to the list, whose length goes on counting where it is full.
+__device__ __forceinline__ void append(Shared& shared, u64 order) {
+    u32 at = atomicAdd(&shared.num_listed, 1);
+    if (at < CAPACITY) shared.list[at] = order;
+}
+
+// Sorts the list, the largest first, and puts zeros behind its end.
 __device__ __forceinline__ void sort(Shared& shared) {
     int num = 2;
     while (num < shared.num_listed) num *= 2;
@@ -424,47 +444,57 @@ __device__ __forceinline__ void sort(Shared& shared) {
                 u64 a = shared.list[i], b = shared.list[i + apart];
                 if ((a < b) == ((i & size) == 0)) shared.list[i] = b, shared.list[i + apart] = a;
             }
-            __syncthreads();
+            // A warp has 64 of its own, which it needs no other for.
+            int next = apart > 1 ? apart / 2 : size;
+            if (apart > 32 || next > 32) __syncthreads();
+            else __syncwarp();
         }
+    __syncthreads();
 }
 
-// Writes the orders of the tokens of a place to the list, with those above where the top is wanted, and sorts it.
-template <bool IS_TOP>
-__device__ __forceinline__ void gather(Shared& shared, const Row& row, const Among& among) {
+// Writes the orders of the tokens of a place to the list, with `with_above` also of those that come before them. False where
+// they do not fit.
+__device__ __forceinline__ bool gather(Shared& shared, const Row& row, const Kept& kept, bool with_above) {
     const Place& place = shared.place;
     if (threadIdx.x == 0) shared.num_listed = 0;
     __syncthreads();
-    each_among(row, among, [&](float logit, int id, int bin, u64) {
-        if (IS_TOP ? bin > place.bin : bin != place.bin) return;
-        u64 order = order_of(logit, id), prefix = order >> place.shift;
-        if (bin == place.bin && (IS_TOP ? prefix < place.prefix : prefix != place.prefix)) return;
-        u32 at = atomicAdd(&shared.num_listed, 1);
-        // Always; it costs nothing to be sure.
-        if (at < CAPACITY) shared.list[at] = order;
+    each(row, [&](float logit, int id) {
+        int bin = bin_of(logit, kept.scale);
+        if (bin > place.bin || (bin < place.bin && !with_above)) return;
+        u64 order = order_of(logit, id);
+        if (bin == place.bin) {
+            u64 prefix = order >> place.shift;
+            if (prefix < place.prefix || (prefix > place.prefix && !with_above)) return;
+        }
+        // What is not kept comes last among those with the same bin, and so cannot displace anything.
+        append(shared, order);
     });
     __syncthreads();
-    sort(shared);
+    return shared.num_listed <= CAPACITY;
 }
 
-// The key of the `wanted`-th token in descending order, or of the first with which the weights are the `wanted`-th part of 2⁶⁴
-// of all; the old cut where there are not so many.
-__device__ __forceinline__ u32 find_cut(Shared& shared, const Row& row, const Among& among, bool by_weight, u64 wanted) {
-    const Place& place = shared.place;
-    if (!narrow<false>(shared, row, among, by_weight, wanted)) return among.min_key;
-    // So many of one value that they do not fit: it is the cut.
-    if (place.num > CAPACITY) return u32(place.prefix);
-    gather<false>(shared, row, among);
+// The logit of the `wanted`-th token in descending order, or of the first with which the weights are the `wanted`-th part of
+// 2⁶⁴ of all that are kept; the old cut where there are not so many.
+__device__ __forceinline__ float find_cut(Shared& shared, const Row& row, const Kept& kept, bool by_weight, u64 wanted) {
+    for (int level = 0; level < 4; level++) {
+        if (!narrow(shared, row, kept, level, by_weight, wanted)) return kept.min_logit;
+        if (gather(shared, row, kept, false)) break;
+        // So many of one value that they do not fit: it is the cut.
+        if (level == 3) return logit_of(u32(shared.place.prefix));
+    }
+    sort(shared);
     int first = 2 * threadIdx.x;
     u64 values[2];
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        values[j] = first + j >= place.num ? 0 : 1;
-        if (by_weight && values[j]) values[j] = weigh(logit_of(key_in(shared.list[first + j])), among.scale);
+        values[j] = first + j < shared.num_listed ? 1 : 0;
+        if (by_weight && values[j]) values[j] = weigh(logit_of(key_in(shared.list[first + j])), kept.scale);
     }
     u64 before = sum_before(shared, values[0] + values[1]);
+    wanted = shared.place.wanted;
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        if (before < place.wanted && place.wanted <= before + values[j]) shared.cut = key_in(shared.list[first + j]);
+        if (before < wanted && wanted <= before + values[j]) shared.cut = logit_of(key_in(shared.list[first + j]));
         before += values[j];
     }
     __syncthreads();
@@ -473,22 +503,19 @@ __device__ __forceinline__ u32 find_cut(Shared& shared, const Row& row, const Am
 
 // The first token by id at which the running sum of the weights that are kept passes a share of their sum; negative where
 // nothing weighs anything. A warp sums a stretch of the row; the whole block then looks into the stretch where the token is.
-__device__ __forceinline__ int draw(Shared& shared, const Row& row, const Among& among, u64 random) {
-    auto kept = [&](float logit) {
-        u64 weight = weigh(logit, among.scale);
-        return weight >= among.min_weight && key_of(logit) >= among.min_key ? weight : 0;
-    };
+__device__ __forceinline__ int draw(Shared& shared, const Row& row, const Kept& kept, u64 random) {
+    auto weight = [&](float logit) { return weigh_kept(logit, kept); };
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int stretch = (row.num_quads + WARPS - 1) / WARPS;
     auto start = [&](int warp) { return min(warp * stretch, row.num_quads); };
     u64 sum = 0;
-    auto add = [&](float logit, int) { sum += kept(logit); };
+    auto add = [&](float logit, int) { sum += weight(logit); };
     each_edge(row, add);
-    each_quad<1>(row, start(warp) + lane, start(warp + 1), 32, add);
+    each_quad(row, start(warp) + lane, start(warp + 1), 32, add);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffff, sum, offset);
 
-    if (threadIdx.x == 0) shared.segment = shared.token = -1;
+    if (threadIdx.x == 0) shared.segment = -1;
     u64 before = sum_before(shared, lane == 0 ? sum : 0);
     u64 threshold = __umul64hi(shared.total, random);
     if (lane == 0 && before <= threshold && threshold < before + sum)
@@ -502,11 +529,11 @@ __device__ __forceinline__ int draw(Shared& shared, const Row& row, const Among&
     int num = (end - first + THREADS - 1) / THREADS;
     int from = min(first + int(threadIdx.x) * num, end), to = min(from + num, end);
     sum = 0;
-    for (int id = from; id < to; id++) sum += kept(row.logits[id]);
+    for (int id = from; id < to; id++) sum += weight(row.logits[id]);
     before = sum_before(shared, sum);
     if (before <= threshold && threshold < before + sum)
         for (int id = from; id < to; id++) {
-            before += kept(row.logits[id]);
+            before += weight(row.logits[id]);
             if (before > threshold) {
                 shared.token = id;
                 break;
@@ -516,21 +543,97 @@ __device__ __forceinline__ int draw(Shared& shared, const Row& row, const Among&
     return shared.token;
 }
 
+// What most filters keep is among the few hundred tokens from the front on: draws from those, after one pass more. Negative
+// where they are too many or not enough to tell.
+__device__ __forceinline__ int draw_from_front(Shared& shared, const Row& row, const Kept& kept, float front) {
+    const RowSampling& sampling = shared.row;
+    bool has_top_k = sampling.top_k > 0, has_top_p = sampling.top_p > 0.0f && sampling.top_p < 1.0f;
+    // Whether all that is kept so far is listed.
+    bool is_whole = front <= kept.min_logit;
+    if (!has_top_k && !has_top_p && !is_whole) return -1;
+    if (threadIdx.x == 0) shared.num_listed = 0, shared.token = -1;
+    __syncthreads();
+    bool is_summed = has_top_p && !has_top_k;
+    float from = fmaxf(front, kept.min_logit);
+    u64 sum = 0;
+    each(row, [&](float logit, int id) {
+        if (is_summed) sum += weigh_kept(logit, kept);
+        if (logit >= from) append(shared, order_of(logit, id));
+    });
+    sum_before(shared, sum);
+    u64 all = shared.total;
+    u32 num = shared.num_listed;
+    if (num > CAPACITY || (has_top_k && num < sampling.top_k && !is_whole)) return -1;
+    sort(shared);
+
+    int first = 2 * threadIdx.x;
+    u32 min_key = has_top_k && sampling.top_k <= num ? key_in(shared.list[sampling.top_k - 1]) : 0;
+    u64 values[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        u32 key = first + j < num ? key_in(shared.list[first + j]) : 0;
+        values[j] = first + j < num && key >= min_key ? weigh(logit_of(key), kept.scale) : 0;
+    }
+    if (has_top_p) {
+        u64 before = sum_before(shared, values[0] + values[1]);
+        u64 listed = shared.total;
+        u64 wanted = __umul64hi(is_summed ? all : listed, __float2ull_rz(__fmul_rn(sampling.top_p, TWO_TO_64)));
+        wanted = max(wanted, 1ull);
+        if (wanted > listed) return -1;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            if (before < wanted && wanted <= before + values[j]) shared.cut = logit_of(key_in(shared.list[first + j]));
+            before += values[j];
+        }
+        __syncthreads();
+        min_key = key_of(shared.cut);
+    }
+    // The kept ones again, by id.
+    u64 orders[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        u64 order = first + j < num ? shared.list[first + j] : 0;
+        bool is_kept = first + j < num && key_in(order) >= min_key;
+        bool is_last = is_kept && (first + j + 1 == num || key_in(shared.list[first + j + 1]) < min_key);
+        if (is_last) shared.num_listed = first + j + 1;
+        orders[j] = is_kept ? (order & ID_MASK) << 32 | key_in(order) : 0;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < 2; j++) shared.list[first + j] = orders[j];
+    __syncthreads();
+    sort(shared);
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+        values[j] = first + j < shared.num_listed ? weigh(logit_of(u32(shared.list[first + j])), kept.scale) : 0;
+    u64 before = sum_before(shared, values[0] + values[1]);
+    u64 threshold = __umul64hi(shared.total, sampling.random);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        if (before <= threshold && threshold < before + values[j])
+            shared.token = id_in(shared.list[first + j] >> 32);
+        before += values[j];
+    }
+    __syncthreads();
+    return shared.token;
+}
+
 // Draws from a row whose penalties are applied.
 __device__ __forceinline__ int draw_filtered(Shared& shared, const Row& row, const Likeliest& best) {
     const RowSampling& sampling = shared.row;
-    Among among = {{best.logit, __fdiv_rn(1.0f, sampling.temperature)},
-                   true,
-                   max(__float2ull_rz(__fmul_rn(sampling.min_p, ONE)), 1ull),
-                   0};
+    Kept kept = {{best.logit, __fdiv_rn(1.0f, sampling.temperature)}, __int_as_float(0xff800000)};
+    if (sampling.log_min_p < 0.0f)
+        kept.min_logit = __fadd_rn(best.logit, __fmul_rn(sampling.temperature, sampling.log_min_p));
+    int token = draw_from_front(shared, row, kept, best.front);
+    if (token >= 0) return token;
     // One loop, so that the search is there once.
     for (int is_top_p = 0; is_top_p < 2; is_top_p++) {
         bool is_on = is_top_p ? sampling.top_p > 0.0f && sampling.top_p < 1.0f : sampling.top_k > 0;
         if (!is_on) continue;
-        u64 wanted = is_top_p ? __float2ull_rz(__fmul_rn(sampling.top_p, 18446744073709551616.0f)) : sampling.top_k;
-        among.min_key = find_cut(shared, row, among, is_top_p, wanted);
+        u64 wanted = is_top_p ? __float2ull_rz(__fmul_rn(sampling.top_p, TWO_TO_64)) : sampling.top_k;
+        kept.min_logit = find_cut(shared, row, kept, is_top_p, wanted);
     }
-    int token = draw(shared, row, among, sampling.random);
+    token = draw(shared, row, kept, sampling.random);
     return token < 0 ? best.id : token;
 }
 
@@ -538,20 +641,34 @@ __device__ __forceinline__ float logprob_of(float logit, double normaliser) {
     return logit == logit ? float(double(logit) - normaliser) : __int_as_float(0xff800000);
 }
 
-// Log-probabilities from an untouched row: of `token`, and of the likeliest.
-__device__ __forceinline__ void tell(Shared& shared, const Row& row, float largest, u32 token, int num_top, float* out) {
-    Scale scale = {is_finite(largest) ? largest : 0.0f, 1.0f};
+// Log-probabilities from an untouched row: of `token`, and of the likeliest, which most rows have from the front on.
+__device__ __forceinline__ void tell(Shared& shared, const Row& row, const Likeliest& best, u32 token, int num_top,
+                                     float* out) {
+    // Where the largest is not finite, so that what is infinite is in the first bin and all else in the last.
+    Kept all = {{is_finite(best.logit) ? best.logit : 3.4028235e38f, 1.0f}, __int_as_float(0xff800000)};
+    if (threadIdx.x == 0) shared.num_listed = 0;
+    __syncthreads();
     u64 sum = 0;
-    if (is_finite(largest)) each<1>(row, [&](float logit, int) { sum += weigh(logit, scale); });
+    each(row, [&](float logit, int id) {
+        sum += weigh(logit, all.scale);
+        if (num_top > 0 && logit >= best.front) append(shared, order_of(logit, id));
+    });
     sum_before(shared, sum);
     if (threadIdx.x == 0) {
-        shared.normaliser = shared.total ? double(scale.largest) + log(double(shared.total)) - log(double(ONE)) : 0.0;
+        bool is_sum = is_finite(best.logit);
+        shared.normaliser = is_sum ? double(best.logit) + log(double(shared.total)) - log(double(ONE)) : 0.0;
         out[0] = token < u32(row.vocab) ? logprob_of(row.logits[token], shared.normaliser) : __int_as_float(0xff800000);
     }
     if (num_top == 0) return;
-    Among among = {scale, false, 0, 0};
-    narrow<true>(shared, row, among, false, num_top);
-    gather<true>(shared, row, among);
+    // From minus infinity on, what is not a number counts as well.
+    bool is_listed = best.front > __int_as_float(0xff800000) && shared.num_listed >= num_top;
+    if (!is_listed || shared.num_listed > CAPACITY)
+        for (int level = 0; level < 6; level++) {
+            narrow(shared, row, all, level, false, num_top);
+            if (gather(shared, row, all, true)) break;
+        }
+    __syncthreads();
+    sort(shared);
     for (int i = threadIdx.x; i < num_top; i += THREADS) {
         u64 order = shared.list[i];
         out[1 + 2 * i] = __int_as_float(id_in(order));
@@ -590,5 +707,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     if (!is_untouched) restore(shared, row);
     if (!is_untouched || flags & IS_GIVEN) best = likeliest(shared, row);
     int num_top = min(min(shared.row.num_top, u32(p.max_top)), u32(p.vocab));
-    tell(shared, row, best.logit, token, num_top, p.logprobs + u64(blockIdx.x) * (1 + 2 * p.max_top));
+    tell(shared, row, best, token, num_top, p.logprobs + u64(blockIdx.x) * (1 + 2 * p.max_top));
 }

@@ -12,6 +12,7 @@
 mod attention;
 mod products;
 mod rows;
+mod sample;
 mod table;
 
 use fused_gpu::{Gpu, Products};
@@ -33,6 +34,7 @@ fn main() -> Result<(), Error> {
     let mut products = Products::new(&gpu)?;
     let table = Table::measure(&gpu, &mut products)?;
     rows::print(&table, &kernels)?;
+    sample::print(&table, &kernels)?;
     attention::print(&table, &kernels)?;
     products::print(&table, &mut products)
 }

@@ -40,7 +40,7 @@ pub struct Sample<'a> {
 ///
 /// The kernel reads the lists whose addresses stand there, and writes where they say `untouched`, and no check can see
 /// whether it may. Who makes this answers for it, whenever a launch with it runs: each list is allocated device memory of
-/// at least so many entries at a multiple of 8, of this row alone.
+/// at least so many entries at a multiple of 4, of this row alone.
 #[derive(Clone, Copy, Debug)]
 pub struct SampledRows<'a> {
     view: View<'a>,

@@ -1,6 +1,5 @@
 use std::cmp::Reverse;
 
-use super::weights::ONE;
 use super::{RowSampling, key};
 
 /// The tokens of a row that the filters keep.
@@ -8,19 +7,19 @@ use super::{RowSampling, key};
 pub(super) struct Kept<'a> {
     logits: &'a [f32],
     weights: &'a [u64],
-    /// Lighter ones are not kept.
-    min_weight: u64,
-    /// Of a logit; lower ones are not kept.
+    /// Of a logit; lower ones are not kept. Nor, though nobody could tell, is what weighs nothing.
     min_key: u32,
 }
 
 impl<'a> Kept<'a> {
-    pub(super) fn new(logits: &'a [f32], weights: &'a [u64], row: &RowSampling) -> Self {
-        // What weighs nothing is never drawn, and would only be in the way.
-        let min_weight = ((row.min_p * ONE) as u64).max(1);
-        let mut kept = Self { logits, weights, min_weight, min_key: 0 };
+    pub(super) fn new(logits: &'a [f32], weights: &'a [u64], largest: f32, row: &RowSampling) -> Self {
+        let mut kept = Self { logits, weights, min_key: 0 };
+        if row.log_min_p < 0.0 {
+            kept.min_key = key(largest + row.temperature * row.log_min_p);
+        }
         if row.top_k > 0 {
-            kept.min_key = kth_largest(&mut kept.candidates(), row.top_k as usize);
+            let kth_largest = kth_largest(&mut kept.candidates(), row.top_k as usize);
+            kept.min_key = kept.min_key.max(kth_largest);
         }
         if row.top_p > 0.0 && row.top_p < 1.0 {
             let mut candidates = kept.candidates();
@@ -34,14 +33,14 @@ impl<'a> Kept<'a> {
     pub(super) fn weights(&self) -> impl Iterator<Item = (u32, u64)> {
         let tokens = (0..).zip(self.logits.iter().zip(self.weights));
         tokens
-            .filter(|&(_, (&logit, &weight))| weight >= self.min_weight && key(logit) >= self.min_key)
+            .filter(|&(_, (&logit, &weight))| weight > 0 && key(logit) >= self.min_key)
             .map(|(id, (_, &weight))| (id, weight))
     }
 
     /// Key and weight of what is kept so far.
     fn candidates(&self) -> Vec<(u32, u64)> {
         let tokens = self.logits.iter().zip(self.weights).map(|(&logit, &weight)| (key(logit), weight));
-        tokens.filter(|&(key, weight)| weight >= self.min_weight && key >= self.min_key).collect()
+        tokens.filter(|&(key, weight)| weight > 0 && key >= self.min_key).collect()
     }
 }
 

@@ -8,9 +8,10 @@
 //!   minus infinity;
 //! - without a temperature, or where no logit is finite, the likeliest token, the lowest id among equals;
 //! - a token's weight is exp((logit − largest) / temperature), cut to a multiple of 2⁻⁴⁴;
-//! - min_p keeps weights from `min_p` on, of which the largest is 1; then top_k keeps the logits from the K-th largest
-//!   on; then top_p keeps the logits from the largest one on with which the kept weights make up `top_p` of their sum
-//!   (nucleus sampling, arXiv 1904.09751). What equals the last that is kept is kept too;
+//! - min_p keeps the logits from largest + temperature · ln(min_p) on, whose weights are at least `min_p` of the largest;
+//!   then top_k keeps the logits from the K-th largest on; then top_p keeps the logits from the largest one on with which
+//!   the kept weights make up `top_p` of their sum (nucleus sampling, arXiv 1904.09751). So the three are one cut, and
+//!   what equals the last that is kept is kept too;
 //! - the token drawn is the first, by id, at which the running sum of kept weights passes `random` / 2⁶⁴ of their sum.
 
 mod adjust;
@@ -44,8 +45,8 @@ pub struct RowSampling {
     pub temperature: f32,
     /// 0, and 1 or more, keep all.
     pub top_p: f32,
-    /// Of the largest probability; 0 keeps all.
-    pub min_p: f32,
+    /// The [logarithm](Self::log_min_p) of min_p; 0 keeps all.
+    pub log_min_p: f32,
     /// 0 keeps all.
     pub top_k: u32,
     /// 0 and 1 change nothing.
@@ -73,6 +74,14 @@ impl RowSampling {
     pub const IS_GIVEN: u32 = 2;
     /// The occurrences lack the sequence's latest token, which the host did not know when it sent them.
     pub const FOLLOWS: u32 = 4;
+
+    /// The logarithm of a part of the largest probability, under which tokens are not kept; 0 for 0, which keeps all. Taken
+    /// by whoever fills a row in, since a GPU's logarithm has other last bits.
+    #[must_use]
+    pub fn log_min_p(min_p: f32) -> f32 {
+        // That of 1 keeps the largest logit alone.
+        if min_p > 0.0 { min_p.ln().min(-f32::MIN_POSITIVE) } else { 0.0 }
+    }
 }
 
 /// How often a token has occurred in a sequence, as `cuda/sample.cu` has it.
@@ -110,7 +119,7 @@ pub fn draw(logits: &mut [f32], row: &RowSampling, adjustments: &Adjustments<'_>
         return likeliest;
     }
     let weights = weights(logits, largest, row.temperature);
-    let kept = Kept::new(logits, &weights, row);
+    let kept = Kept::new(logits, &weights, largest, row);
     let total = kept.weights().map(|(_, weight)| weight).sum();
     let threshold = share(total, row.random);
     let mut sum = 0;

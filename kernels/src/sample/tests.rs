@@ -8,7 +8,7 @@ const PLAIN: RowSampling = RowSampling {
     num_biases: 0,
     temperature: 1.0,
     top_p: 0.0,
-    min_p: 0.0,
+    log_min_p: 0.0,
     top_k: 0,
     repetition_penalty: 0.0,
     presence_penalty: 0.0,
@@ -58,11 +58,11 @@ fn filters_cut_where_they_say() {
     assert_eq!(drawn(RowSampling { top_p: 0.65, ..PLAIN }), [2, 3]);
     assert_eq!(drawn(RowSampling { top_p: 0.75, ..PLAIN }), [1, 2, 3]);
     assert_eq!(drawn(RowSampling { top_p: 1e-30, ..PLAIN }), [3]);
-    assert_eq!(drawn(RowSampling { min_p: 0.45, ..PLAIN }), [1, 2, 3]);
-    assert_eq!(drawn(RowSampling { min_p: 1.0, ..PLAIN }), [3]);
+    assert_eq!(drawn(RowSampling { log_min_p: RowSampling::log_min_p(0.45), ..PLAIN }), [1, 2, 3]);
+    assert_eq!(drawn(RowSampling { log_min_p: RowSampling::log_min_p(1.0), ..PLAIN }), [3]);
     // top_p counts within what top_k left, 4/7 of which is the likeliest token alone, and top_k within what min_p left.
     assert_eq!(drawn(RowSampling { top_k: 2, top_p: 0.55, ..PLAIN }), [3]);
-    assert_eq!(drawn(RowSampling { top_k: 3, min_p: 0.6, ..PLAIN }), [2, 3]);
+    assert_eq!(drawn(RowSampling { top_k: 3, log_min_p: RowSampling::log_min_p(0.6), ..PLAIN }), [2, 3]);
 }
 
 #[test]
@@ -85,8 +85,14 @@ fn without_a_temperature_the_likeliest_is_drawn() {
 fn a_row_of_nonsense_draws_a_token_all_the_same() {
     for temperature in [0.0, 1.0, f32::MIN_POSITIVE / 8.0, f32::NAN, f32::INFINITY] {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN] {
-            let row =
-                RowSampling { temperature, random: u64::MAX, top_k: 3, top_p: 0.5, min_p: 0.5, ..PLAIN };
+            let row = RowSampling {
+                temperature,
+                random: u64::MAX,
+                top_k: 3,
+                top_p: 0.5,
+                log_min_p: RowSampling::log_min_p(0.5),
+                ..PLAIN
+            };
             assert!(draw(&mut [value; 5], &row, &Adjustments::default()) < 5);
             assert!(draw(&mut [value, 0.0], &row, &Adjustments::default()) < 2);
         }

@@ -18,3 +18,4 @@ mod graph;
 mod heads;
 mod products;
 mod rows;
+mod sample;

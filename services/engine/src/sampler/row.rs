@@ -17,7 +17,7 @@ impl SampleStep<'_> {
             num_biases: num_biases as u32,
             temperature: sampling.temperature,
             top_p: sampling.top_p,
-            min_p: sampling.min_p,
+            log_min_p: RowSampling::log_min_p(sampling.min_p),
             top_k: sampling.top_k,
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
