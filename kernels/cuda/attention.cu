@@ -22,6 +22,7 @@ struct AttentionParams {
     const int* tiles;  // prefill: {first row, rows} of each
     const int* rows;   // decode: the row of each sequence
     float* partial;    // decode, where split: sums [sequence, kv head, split, group, dim], then {max, sum} of each
+    u32* counters;     // decode, where split: blocks of each [sequence, kv head] that have ended; 0 before and behind
     int num_splits;
 };
 
@@ -139,6 +140,8 @@ constexpr int PREFILL_KEYS = 64;
 template <class T, int DIM> __device__ void prefill(const AttentionParams& p) {
     extern __shared__ __align__(16) char shared[];
     constexpr int BLOCK = PREFILL_KEYS * (DIM + 8);
+    let_next_begin();
+    wait_for_earlier();
     T* keys = (T*)shared;
     T* values = keys + 2 * BLOCK;
     // The last tiles of a prompt see most keys: they go first, so that the short ones fill the gaps at the end.
@@ -192,7 +195,8 @@ template <class T, int DIM> __device__ void prefill(const AttentionParams& p) {
 // ---- decode -------------------------------------------------------------------------------------------------------------
 // One query token a sequence. grid: (sequences, kv heads, splits): a block has the query heads that share a kv head, as the up
 // to 16 rows of one fragment, and a part of the context, of which its four warps take 32 (16) tokens in turn, each with its own two
-// buffers: nobody waits for another warp before the end. Bytes: the keys and values once; that is all its time.
+// buffers: nobody waits for another warp before the end, where they put their results together. So does the last block of a
+// sequence and kv head with those of all parts. Bytes: the keys and values once; that is all its time.
 constexpr int DECODE_WARPS = 4;
 // Where a multiprocessor has 100 KiB of shared memory instead of 164 or more, half as many keys at a time.
 #if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
@@ -204,15 +208,22 @@ constexpr int DECODE_KEYS = 32;
 template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
     extern __shared__ __align__(16) char shared[];
     constexpr int BLOCK = DECODE_KEYS * (DIM + 8);
+    let_next_begin();
     int sequence = blockIdx.x, kv_head = blockIdx.y, split = blockIdx.z;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int row = p.rows[sequence];
     u64 address = p.slots[row];
+    int position = p.positions[row], end = position + 1;
+    wait_for_earlier();
     if (address == 0) return;  // It pads the batch.
     int group = p.num_heads / p.num_kv_heads;
-    int position = p.positions[row], end = position + 1;
     int start = p.window > 0 && end > p.window ? end - p.window : 0;
-    int span = (end - start + p.num_splits * DECODE_KEYS - 1) / (p.num_splits * DECODE_KEYS) * DECODE_KEYS;
+    // No more parts than there are pieces for all warps: the fewer, the sooner they are put together.
+    int num_splits = min(p.num_splits, (end - start + DECODE_WARPS * DECODE_KEYS - 1) / (DECODE_WARPS * DECODE_KEYS));
+    int span = (end - start + num_splits * DECODE_KEYS - 1) / (num_splits * DECODE_KEYS) * DECODE_KEYS;
+    // Each has at least a token.
+    num_splits = (end - start + span - 1) / span;
+    if (split >= num_splits) return;
     int split_start = start + split * span, split_end = min(end, split_start + span);
     u64 plane = u64(p.num_kv_heads) * DIM * sizeof(T);
     const char* slot = (const char*)address + p.keys_offset + u64(kv_head) * DIM * sizeof(T);
@@ -262,6 +273,8 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
                     parts[(warp * 16 + line) * DIM + d * 8 + lane % 4 * 2 + i] = out[d][2 * r + i];
     }
     __syncthreads();
+    u64 first_part = (u64(sequence) * p.num_kv_heads + kv_head) * p.num_splits * group;
+    float2* weights = (float2*)(p.partial + u64(gridDim.x) * p.num_heads * p.num_splits * DIM);
     for (int i = threadIdx.x; i < group * DIM; i += blockDim.x) {
         int line = i / DIM, d = i % DIM;
         float top = NEGATIVE_INFINITY, value = 0.0f, total = 0.0f;
@@ -273,48 +286,54 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
             total += weight * sums[w * 16 + line];
             value += weight * parts[(w * 16 + line) * DIM + d];
         }
-        if (p.num_splits == 1) {
+        if (num_splits == 1) {
             ((T*)p.out)[(u64(row) * p.num_heads + kv_head * group + line) * DIM + d] = narrow<T>(value / total);
         } else {
-            u64 part = ((u64(sequence) * p.num_kv_heads + kv_head) * p.num_splits + split) * group + line;
-            u64 num_parts = u64(gridDim.x) * p.num_heads * p.num_splits;
+            u64 part = first_part + u64(split) * group + line;
             p.partial[part * DIM + d] = value;
-            if (d == 0) {
-                p.partial[num_parts * DIM + 2 * part] = top;
-                p.partial[num_parts * DIM + 2 * part + 1] = total;
-            }
+            if (d == 0) weights[part] = make_float2(top, total);
         }
     }
-}
+    if (num_splits == 1) return;
 
-// Puts the splits together. grid: (sequences, heads), a thread an element.
-template <class T, int DIM> __device__ void combine(const AttentionParams& p) {
-    int sequence = blockIdx.x, head = blockIdx.y, d = threadIdx.x;
-    int row = p.rows[sequence];
-    if (p.slots[row] == 0) return;
-    int group = p.num_heads / p.num_kv_heads, kv_head = head / group, line = head % group;
-    u64 num_parts = u64(gridDim.x) * p.num_heads * p.num_splits;
-    const float* weights = p.partial + num_parts * DIM;
-    u64 first = (u64(sequence) * p.num_kv_heads + kv_head) * p.num_splits * group + line;
-    float top = NEGATIVE_INFINITY, value = 0.0f, total = 0.0f;
-    for (int split = 0; split < p.num_splits; split++) top = fmaxf(top, weights[2 * (first + u64(split) * group)]);
-    for (int split = 0; split < p.num_splits; split++) {
-        u64 part = first + u64(split) * group;
-        float weight = exp2f(weights[2 * part] - top);
-        total += weight * weights[2 * part + 1];
-        value += weight * p.partial[part * DIM + d];
+    // The block that ends last puts the parts together: it sees all of them.
+    __shared__ bool is_last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        u32* counter = p.counters + sequence * p.num_kv_heads + kv_head;
+        is_last = atomicAdd(counter, 1) == num_splits - 1;
+        // For the next launch.
+        if (is_last) *counter = 0;
     }
-    ((T*)p.out)[(u64(row) * p.num_heads + head) * DIM + d] = narrow<T>(value / total);
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    for (int i = threadIdx.x; i < group * DIM; i += blockDim.x) {
+        int line = i / DIM, d = i % DIM;
+        float top = NEGATIVE_INFINITY, value = 0.0f, total = 0.0f;
+#pragma unroll 4
+        for (int s = 0; s < num_splits; s++) top = fmaxf(top, __ldcg(weights + first_part + s * group + line).x);
+#pragma unroll 4
+        for (int s = 0; s < num_splits; s++) {
+            u64 part = first_part + s * group + line;
+            float2 its = __ldcg(weights + part);
+            float weight = exp2f(its.x - top);
+            total += weight * its.y;
+            value += weight * __ldcg(p.partial + part * DIM + d);
+        }
+        ((T*)p.out)[(u64(row) * p.num_heads + kv_head * group + line) * DIM + d] = narrow<T>(value / total);
+    }
 }
 
+// The 1: without it the compiler saves registers where it need not, and spills for sm_80.
 #define ATTENTION(NAME, T, DIM)                                                                                        \
     extern "C" __global__ void __launch_bounds__(256) prefill_##NAME##_##DIM(const __grid_constant__ AttentionParams p) { \
         prefill<T, DIM>(p);                                                                                            \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128) decode_##NAME##_##DIM(const __grid_constant__ AttentionParams p) { \
+    extern "C" __global__ void __launch_bounds__(128, 1) decode_##NAME##_##DIM(const __grid_constant__ AttentionParams p) { \
         decode<T, DIM>(p);                                                                                             \
-    }                                                                                                                  \
-    extern "C" __global__ void combine_##NAME##_##DIM(const __grid_constant__ AttentionParams p) { combine<T, DIM>(p); }
+    }
 
 ATTENTION(bf16, Bf16, 32)
 ATTENTION(bf16, Bf16, 64)

@@ -54,6 +54,15 @@ template <class T> __device__ __forceinline__ void unpack8(const Pack8& pack, fl
     }
 }
 
+// Eight consecutive numbers from a multiple of 16 bytes.
+__device__ __forceinline__ void load8(const float* address, float out[8]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float4 quad = ((const float4*)address)[i];
+        out[4 * i] = quad.x, out[4 * i + 1] = quad.y, out[4 * i + 2] = quad.z, out[4 * i + 3] = quad.w;
+    }
+}
+
 template <class T> __device__ __forceinline__ Pack8 pack8(const float in[8]) {
     Pack8 out;
 #pragma unroll
@@ -61,10 +70,46 @@ template <class T> __device__ __forceinline__ Pack8 pack8(const float in[8]) {
     return out;
 }
 
+// Programmatic dependent launch: a kernel's blocks may begin while those of the kernel before are still at work, as soon as
+// all of these have said so, and there is room. Before Hopper every kernel begins after the last one's end.
+//
+// Lets the next kernel begin: it waits by itself for what it needs.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Waits until all kernels before this one have ended, and what they wrote can be seen. Every kernel does before it touches
+// anything but weights and what the host has copied for the step; and before it ends, since the kernel after it counts on it.
+__device__ __forceinline__ void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffff, value, offset);
     return value;
+}
+
+// The sums over a warp of each of a lane's NUM values, a power of two up to 32: lane l has that of value l / (32 / NUM). Each
+// exchange halves the values that a lane still has, so that there are about NUM of them instead of five for every value.
+template <int NUM, int OFFSET = 16> __device__ __forceinline__ float warp_sums(float* values) {
+    if constexpr (OFFSET == 0) {
+        return values[0];
+    } else if constexpr (NUM == 1) {
+        values[0] += __shfl_xor_sync(0xffffffff, values[0], OFFSET);
+        return warp_sums<1, OFFSET / 2>(values);
+    } else {
+        bool is_upper = threadIdx.x & OFFSET;
+#pragma unroll
+        for (int i = 0; i < NUM / 2; i++) {
+            float kept = is_upper ? values[i + NUM / 2] : values[i], sent = is_upper ? values[i] : values[i + NUM / 2];
+            values[i] = kept + __shfl_xor_sync(0xffffffff, sent, OFFSET);
+        }
+        return warp_sums<NUM / 2, OFFSET / 2>(values);
+    }
 }
 
 // The sum over a block of up to 1024 threads, for all of them. `shared` has 32 floats; the caller synchronises before it

@@ -23,6 +23,8 @@ struct EmbedParams {
 };
 
 template <class T> __device__ void embed(const EmbedParams& p) {
+    let_next_begin();
+    wait_for_earlier();
     int given = p.tokens[blockIdx.x];
     if (given < 0) {
         given = p.drawn[min(~given, p.num_drawn - 1)];
@@ -67,6 +69,8 @@ struct NormParams {
 
 template <class T> __device__ void norm(const NormParams& p) {
     __shared__ float shared[32], shared_2[32];
+    let_next_begin();
+    wait_for_earlier();
     u32 row = min(p.rows ? u32(p.rows[blockIdx.x]) : blockIdx.x, u32(p.num_residual_rows - 1));
     float* x = p.residual + u64(row) * p.width;
     float sum = 0.0f, squares = 0.0f;
@@ -133,11 +137,28 @@ struct HeadsParams {
     int num_positions;
 };
 
+// Where a head of a row goes; null for keys and values of a row that pads a batch, which has no slot.
+template <class T> __device__ __forceinline__ T* place_of(const HeadsParams& p, int row, int head) {
+    if (head < p.num_heads) return (T*)p.qkv + (u64(row) * (p.num_heads + 2 * p.num_kv_heads) + head) * p.dim;
+    u64 slot = p.slots[row];
+    bool is_value = head >= p.num_heads + p.num_kv_heads;
+    int kv_head = head - p.num_heads - (is_value ? p.num_kv_heads : 0);
+    u64 plane = u64(p.num_kv_heads) * p.dim * sizeof(T);
+    u64 address = slot + u64(p.positions[row]) * p.token_stride + p.keys_offset + (is_value ? plane : 0);
+    return slot ? (T*)address + kv_head * p.dim : nullptr;
+}
+
+// By what element i of the first half is turned, together with that of the second.
+__device__ __forceinline__ float2 turn_of(const HeadsParams& p, int row, int i) {
+    const float* angles = p.angles + u64(min(u32(p.positions[row]), u32(p.num_positions - 1))) * p.dim;
+    return make_float2(angles[i], angles[p.dim / 2 + i]);
+}
+
 template <class T> __device__ void heads(const HeadsParams& p) {
+    let_next_begin();
+    wait_for_earlier();
     int row = blockIdx.x, lane = threadIdx.x % 32;
     int num_all = p.num_heads + 2 * p.num_kv_heads, half = p.dim / 2;
-    int position = p.positions[row];
-    u64 slot = p.slots[row];
     int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
     if (head >= num_all) return;
     T* x = (T*)p.qkv + u64(row) * num_all * p.dim + head * p.dim;
@@ -156,14 +177,7 @@ template <class T> __device__ void heads(const HeadsParams& p) {
         }
     }
     float scale = weight ? rsqrtf(warp_sum(squares) / p.dim + p.epsilon) : 1.0f;
-    T* kept = x;
-    if (!is_query) {
-        int kv_head = is_value ? head - p.num_heads - p.num_kv_heads : head - p.num_heads;
-        u64 plane = u64(p.num_kv_heads) * p.dim * sizeof(T);
-        u64 address = slot + u64(position) * p.token_stride + p.keys_offset + (is_value ? plane : 0);
-        // A row that pads a batch has no slot.
-        kept = slot ? (T*)address + kv_head * p.dim : nullptr;
-    }
+    T* kept = place_of<T>(p, row, head);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         int i = lane + 32 * j;
@@ -174,10 +188,9 @@ template <class T> __device__ void heads(const HeadsParams& p) {
             b *= scale * weight[i + half];
         }
         if (p.angles && !is_value) {
-            const float* angles = p.angles + u64(min(u32(position), u32(p.num_positions - 1))) * p.dim;
-            float cosine = angles[i], sine = angles[half + i];
-            float turned = a * cosine - b * sine;
-            b = b * cosine + a * sine;
+            float2 turn = turn_of(p, row, i);
+            float turned = a * turn.x - b * turn.y;
+            b = b * turn.x + a * turn.y;
             a = turned;
         }
         kept[i] = narrow<T>(a);
@@ -210,6 +223,8 @@ __device__ __forceinline__ float activate(float x, int kind) {
 }
 
 template <class T> __device__ void activation(const ActivationParams& p) {
+    let_next_begin();
+    wait_for_earlier();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= p.width / 8) return;
     u64 row = blockIdx.y;
@@ -240,6 +255,8 @@ struct LikeliestParams {
 extern "C" __global__ void likeliest(const __grid_constant__ LikeliestParams p) {
     __shared__ float best_values[32];
     __shared__ int best_ids[32];
+    let_next_begin();
+    wait_for_earlier();
     const float* row = p.logits + u64(blockIdx.x) * p.vocab;
     float value = -__int_as_float(0x7f800000);
     int id = 0x7fffffff;
@@ -273,19 +290,37 @@ extern "C" __global__ void likeliest(const __grid_constant__ LikeliestParams p) 
 }
 
 // ---- few ----------------------------------------------------------------------------------------------------------------
-// out[rows, outputs] = x[rows, inputs] · weight[outputs, inputs]ᵀ for one to four rows: all the time goes into reading the
-// weight once, and a library's tiles of many rows read it no faster and begin later.
-// x, weight T; out T, f32, or f32 that is added to. A block has four outputs, whose inputs its threads share in pieces of
-// eight; grid: outputs / 4. inputs is a multiple of 8. Bytes: 2 a weight.
+// y[rows, outputs] = x[rows, inputs] · weight[outputs, inputs]ᵀ for one to four rows, and with it what stands before and
+// behind a product in a layer: all the time goes into reading the weight once, and a launch for anything else would be time in
+// which nothing of it is read. (A library's tiles of many rows read it no faster and begin later.)
+//
+// x T [rows, inputs]; or, normed, RMSNorm(x) · norm of x f32 [rows, inputs], norm f32 [inputs], of which the scale of a row is
+// only multiplied with its sums at the end. weight T. What becomes of y:
+// - kept: out T or f32 [rows, outputs], or f32 that y is added to;
+// - activated: out T [rows, width] = f(y + bias), or f(gate + bias) · (up + bias) where y = [gate | up];
+// - heads: as the kernel of that name does, without norms.
+//
+// A block has eight outputs: two runs of four, which lie `distance` apart, so that both halves of what is turned, or gate and
+// up, are the same block's. Its threads share the inputs in pieces of eight; inputs is a multiple of 8. Bytes: 2 a weight.
 struct FewParams {
     const void* x;
+    const float* norm;
     const void* weight;
     void* out;
+    int num_rows;
     int num_inputs;
     int num_outputs;
-    int kind;  // 0: T, 1: f32, 2: added to f32
+    int kind;        // 0: T, 1: f32, 2: added to f32, 3: activated, 4: heads
+    int num_blocks;  // The runs of this many blocks are one behind the other,
+    int span;        // and the first run of the next so many begins here;
+    int distance;    // a block's second run begins so far behind its first.
+    float epsilon;
+    ActivationParams activation;
+    HeadsParams heads;
 };
-constexpr int FEW_OUTPUTS = 4;
+constexpr int FEW_RUN = 4;
+constexpr int FEW_OUTPUTS = 2 * FEW_RUN;
+constexpr int FEW_MAX_WARPS = 8;
 
 // Read once, by one block: it need not stay in the first cache.
 __device__ __forceinline__ Pack8 load_once(const Pack8* address) {
@@ -296,21 +331,64 @@ __device__ __forceinline__ Pack8 load_once(const Pack8* address) {
     return out;
 }
 
-template <class T, int ROWS> __device__ void few(const FewParams& p) {
-    __shared__ float shared[8][FEW_OUTPUTS * ROWS];
-    int first = blockIdx.x * FEW_OUTPUTS;
-    float sums[FEW_OUTPUTS][ROWS] = {};
-    for (int i = threadIdx.x; i < p.num_inputs / 8; i += blockDim.x) {
-        Pack8 packs[FEW_OUTPUTS];
+template <class T, int ROWS, bool IS_NORMED> __device__ void few(const FewParams& p) {
+    constexpr int NUM = FEW_OUTPUTS * ROWS;
+    __shared__ float shared[FEW_MAX_WARPS][NUM + ROWS];
+    let_next_begin();
+    int num_pieces = p.num_inputs / 8, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int begin = blockIdx.x / p.num_blocks * p.span + blockIdx.x % p.num_blocks * FEW_RUN;
+    // The last block has whole runs too: of outputs of the block before, which are not written, and its own.
+    int first = min(begin, p.num_outputs - p.distance - FEW_RUN);
+    auto output_of = [&](int o) { return first + (o < FEW_RUN ? o : p.distance + o - FEW_RUN); };
+    const char* runs = (const char*)p.weight + u64(first) * p.num_inputs * sizeof(T);
+    u64 run_distance = u64(p.distance) * p.num_inputs * sizeof(T);
+    u32 row_bytes = p.num_inputs * sizeof(T);
+    auto load = [&](int o, int i) {
+        const char* run = runs + i * sizeof(Pack8) + (o < FEW_RUN ? 0 : run_distance);
+        return load_once((const Pack8*)(run + o % FEW_RUN * row_bytes));
+    };
+    // The first weights are on their way before the kernel that makes x has ended.
+    Pack8 packs[FEW_OUTPUTS];
+    if (threadIdx.x < num_pieces) {
 #pragma unroll
-        for (int o = 0; o < FEW_OUTPUTS; o++) {
-            // The last block's missing outputs are the last one again, and are not written.
-            u64 output = min(first + o, p.num_outputs - 1);
-            packs[o] = load_once((const Pack8*)((const T*)p.weight + output * p.num_inputs) + i);
-        }
+        for (int o = 0; o < FEW_OUTPUTS; o++) packs[o] = load(o, threadIdx.x);
+    }
+    // In the end, a lane of the first warp has one output of one row. What it needs for that is asked for now.
+    int output = output_of(lane / ROWS % FEW_OUTPUTS), row = lane % ROWS;
+    bool is_mine = lane < NUM && output >= begin && row < p.num_rows;
+    float bias = 0.0f, before = 0.0f;
+    float2 turn = make_float2(1.0f, 0.0f);
+    u64 place = u64(row) * p.num_outputs + output;
+    if (warp == 0 && is_mine) {
+        if (p.kind == 3 && p.activation.bias) bias = p.activation.bias[output];
+        if (p.kind == 4 && p.heads.bias) bias = p.heads.bias[output];
+        if (p.kind == 4 && p.heads.angles && output / p.heads.dim < p.heads.num_heads + p.heads.num_kv_heads)
+            turn = turn_of(p.heads, row, output % (p.heads.dim / 2));
+    }
+    wait_for_earlier();
+    if (warp == 0 && is_mine && p.kind == 2) before = ((const float*)p.out)[place];
+
+    float sums[NUM] = {}, squares[ROWS] = {};
+#pragma unroll 1
+    for (int i = threadIdx.x; i < num_pieces; i += blockDim.x) {
         float x[ROWS][8];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) unpack8<T>(((const Pack8*)((const T*)p.x + u64(r) * p.num_inputs))[i], x[r]);
+        for (int r = 0; r < ROWS; r++) {
+            u64 at = u64(min(r, p.num_rows - 1)) * p.num_inputs;
+            if constexpr (IS_NORMED) load8((const float*)p.x + at + 8 * i, x[r]);
+            else unpack8<T>(((const Pack8*)((const T*)p.x + at))[i], x[r]);
+        }
+        if constexpr (IS_NORMED) {
+            float norm[8];
+            load8(p.norm + 8 * i, norm);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    squares[r] += x[r][j] * x[r][j];
+                    x[r][j] *= norm[j];
+                }
+        }
 #pragma unroll
         for (int o = 0; o < FEW_OUTPUTS; o++) {
             float weight[8];
@@ -318,37 +396,65 @@ template <class T, int ROWS> __device__ void few(const FewParams& p) {
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
-                for (int j = 0; j < 8; j++) sums[o][r] += weight[j] * x[r][j];
+                for (int j = 0; j < 8; j++) sums[o * ROWS + r] += weight[j] * x[r][j];
+            // As many loads as ever are on their way while the sums are made.
+            if (i + blockDim.x < num_pieces) packs[o] = load(o, i + blockDim.x);
         }
     }
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (int o = 0; o < FEW_OUTPUTS; o++)
+    float sum = warp_sums<NUM>(sums);
+    if (lane % (32 / NUM) == 0) shared[warp][lane / (32 / NUM)] = sum;
+    if constexpr (IS_NORMED) {
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            float sum = warp_sum(sums[o][r]);
-            if (lane == 0) shared[warp][o * ROWS + r] = sum;
+            float all = warp_sum(squares[r]);
+            if (lane == 0) shared[warp][NUM + r] = all;
         }
+    }
     __syncthreads();
-    if (threadIdx.x >= FEW_OUTPUTS * ROWS) return;
-    int output = first + threadIdx.x / ROWS;
-    if (output >= p.num_outputs) return;
-    float sum = 0.0f;
-    for (int w = 0; w < blockDim.x / 32; w++) sum += shared[w][threadIdx.x];
-    u64 place = u64(threadIdx.x % ROWS) * p.num_outputs + output;
-    if (p.kind == 0) ((T*)p.out)[place] = narrow<T>(sum);
-    else if (p.kind == 1) ((float*)p.out)[place] = sum;
-    else ((float*)p.out)[place] += sum;
+    if (warp > 0) return;
+    float y = 0.0f, square = 0.0f;
+    for (int w = 0; w < blockDim.x / 32; w++) {
+        y += shared[w][lane % NUM];
+        if constexpr (IS_NORMED) square += shared[w][NUM + row];
+    }
+    if constexpr (IS_NORMED) y *= rsqrtf(square / p.num_inputs + p.epsilon);
+    y += bias;
+    // The same output of the other run.
+    float other = __shfl_xor_sync(0xffffffff, y, FEW_RUN * ROWS);
+    if (!is_mine) return;
+    bool is_first = lane < FEW_RUN * ROWS;
+    switch (p.kind) {
+        case 0: ((T*)p.out)[place] = narrow<T>(y); break;
+        case 1: ((float*)p.out)[place] = y; break;
+        case 2: ((float*)p.out)[place] = before + y; break;
+        case 3: {
+            if (p.activation.is_gated && !is_first) return;
+            float active = activate(y, p.activation.kind) * (p.activation.is_gated ? other : 1.0f);
+            ((T*)p.activation.out)[u64(row) * p.activation.width + output] = narrow<T>(active);
+            break;
+        }
+        case 4: {
+            T* head = place_of<T>(p.heads, row, output / p.heads.dim);
+            if (head) head[output % p.heads.dim] = narrow<T>(y * turn.x + (is_first ? -other : other) * turn.y);
+        }
+    }
 }
 
-#define FEW(ROWS)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256) few_bf16_##ROWS(const __grid_constant__ FewParams p) {           \
-        few<Bf16, ROWS>(p);                                                                                            \
+// Bounds under which nothing spills: a multiprocessor has three blocks of one row, or two of more, and 64 to 96 KiB of weights on
+// their way. Tried on an H100 (Llama-1B, one request, 1.00 ms a step): runs of two outputs and five blocks, 1.03; blocks of 128
+// threads, 1.09; the last blocks bringing 16 MiB of the next product's weight to the second cache, 1.11.
+#define FEW(NAME, T, ROWS)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(256, ROWS == 1 ? 3 : 2)                                               \
+        few_##NAME##_##ROWS(const __grid_constant__ FewParams p) {                                                     \
+        few<T, ROWS, false>(p);                                                                                        \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) few_f16_##ROWS(const __grid_constant__ FewParams p) {            \
-        few<F16, ROWS>(p);                                                                                             \
+    extern "C" __global__ void __launch_bounds__(256, ROWS == 1 ? 3 : 2)                                               \
+        few_normed_##NAME##_##ROWS(const __grid_constant__ FewParams p) {                                              \
+        few<T, ROWS, true>(p);                                                                                         \
     }
-FEW(1)
-FEW(2)
-FEW(3)
-FEW(4)
+FEW(bf16, Bf16, 1)
+FEW(bf16, Bf16, 2)
+FEW(bf16, Bf16, 4)
+FEW(f16, F16, 1)
+FEW(f16, F16, 2)
+FEW(f16, F16, 4)

@@ -42,6 +42,7 @@ pub(crate) fn print(table: &Table, kernels: &Kernels) -> Result<(), Error> {
     {
         let batch = Batch::new(table, num_sequences, num_tokens, 1)?;
         let rows = table.indices(0..num_sequences)?;
+        let counters = table.gpu.alloc_zeroed(4 * num_sequences * SHAPE.num_kv_heads)?;
         let best = num_splits(num_sequences, SHAPE.num_kv_heads, table.gpu.num_multiprocessors());
         for num_splits in [1, 2, 4, 8, 16] {
             let partial = table.gpu.alloc(partial_bytes(&SHAPE, num_sequences, num_splits))?;
@@ -49,7 +50,13 @@ pub(crate) fn print(table: &Table, kernels: &Kernels) -> Result<(), Error> {
             let shape = format!("{num_sequences} sequences of {num_tokens}, {num_splits} parts{chosen}");
             let bytes = (num_sequences * num_tokens * LAYER_BYTES) as f64;
             table.line("decode", &shape, Work::Bytes(bytes), NUM_LAYERS, |layer| {
-                let decode = Decode { rows: rows.view(), num_sequences, num_splits, partial: partial.view() };
+                let decode = Decode {
+                    rows: rows.view(),
+                    num_sequences,
+                    num_splits,
+                    partial: partial.view(),
+                    counters: counters.view(),
+                };
                 kernels.decode(&batch.attention(layer), &decode)
             })?;
         }

@@ -10,6 +10,7 @@
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 
 mod attention;
+mod few;
 mod products;
 mod rows;
 mod sample;
@@ -34,6 +35,7 @@ fn main() -> Result<(), Error> {
     let mut products = Products::new(&gpu)?;
     let table = Table::measure(&gpu, &mut products)?;
     rows::print(&table, &kernels)?;
+    few::print(&table, &kernels)?;
     sample::print(&table, &kernels)?;
     attention::print(&table, &kernels)?;
     products::print(&table, &mut products)

@@ -5,6 +5,10 @@
 //! cannot see: ids and indices are the runner's word, and so are the [`Slots`], which hold addresses. No
 //! token id can do harm: the kernels clamp ids, and positions, to the table that they look into.
 //!
+//! On Hopper each kernel begins while the one before it still runs ([`fused_gpu::Gpu::launch_early`]), and waits
+//! before it touches anything but weights and what the runner copies to the device for a step (positions, slots
+//! and which rows there are): that must come by a copy, never from a kernel.
+//!
 //! The work is the CPU's, in other types: the residual stream and all sums are f32, everything between two
 //! products is bf16 or f16. `tests/cuda_parity` compares each kernel with this crate's f32 functions.
 
@@ -26,6 +30,8 @@ pub use error::{Error, Result};
 pub use fused_gpu::Element;
 pub use image::Origin;
 pub use kernels::Kernels;
-pub use rows::{Activate, Embed, Heads, Likeliest, MAX_FEW_ROWS, Norm};
+pub use rows::{
+    Activate, Embed, Few, FewInput, FewOutput, Heads, Likeliest, MAX_FEW_ROWS, MIN_FEW_OUTPUTS, Norm,
+};
 pub use sample::{MAX_TOP, Sample, SampledRows};
 pub use slots::{HeadShape, KvLayout, Slots};

@@ -221,9 +221,17 @@ impl Batch {
         let rows: Vec<i32> = (0..num_sequences as i32).rev().collect();
         let rows = plain(gpu, &rows);
         let partial = Guarded::new(gpu, partial_bytes(&self.case.shape, num_sequences, num_splits));
-        let decode = Decode { rows: rows.view(), num_sequences, num_splits, partial: partial.view() };
+        let counters = Guarded::of(gpu, &vec![0; 4 * num_sequences * self.case.shape.num_kv_heads]);
+        let decode = Decode {
+            rows: rows.view(),
+            num_sequences,
+            num_splits,
+            partial: partial.view(),
+            counters: counters.view(),
+        };
         self.with(gpu, out, |attention| kernels.decode(attention, &decode)).unwrap();
         partial.bytes();
+        assert!(counters.bytes().iter().all(|&byte| byte == 0), "for the next launch");
     }
 
     fn scale(&self) -> f32 {

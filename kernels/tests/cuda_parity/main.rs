@@ -14,6 +14,7 @@
 
 mod attention;
 mod device;
+mod few;
 mod graph;
 mod heads;
 mod products;

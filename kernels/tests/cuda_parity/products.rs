@@ -1,5 +1,5 @@
 use fused_gpu::{Output, Product, Products, Shape};
-use fused_kernels::cuda::{Element, MAX_FEW_ROWS};
+use fused_kernels::cuda::{Element, Few, MAX_FEW_ROWS};
 use fused_kernels::{Elements, Matrix, linear};
 use half::{bf16, f16};
 
@@ -17,7 +17,7 @@ const SIZES: [(usize, usize, usize); 12] = [
     (300, 2304, 768),
     (64, 1000, 256),
     (513, 512, 1024),
-    (2, 5, 16),
+    (2, 9, 16),
     (1, 4096, 14336),
     (3, 1023, 768),
     (4, 50_257, 64),
@@ -47,7 +47,7 @@ fn products_agree_with_the_reference() {
                     let product =
                         Product { shape, num_rows, x: x.view(), weight: weight.view(), out: out.view() };
                     if is_few {
-                        kernels.multiply_few(&product).unwrap();
+                        kernels.multiply_few(&Few::from(&product)).unwrap();
                     } else {
                         products.multiply(&product).unwrap();
                     }
@@ -124,7 +124,7 @@ fn what_is_too_short_is_refused() {
     assert!(Products::new(&elsewhere).unwrap().multiply(&fits).is_err());
 }
 
-fn pack(element: Element, weight: &[f32], num_outputs: usize, num_inputs: usize) -> Matrix {
+pub(crate) fn pack(element: Element, weight: &[f32], num_outputs: usize, num_inputs: usize) -> Matrix {
     match element {
         Element::Bf16 => {
             let weight: Vec<bf16> = weight.iter().map(|&weight| bf16::from_f32(weight)).collect();

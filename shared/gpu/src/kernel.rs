@@ -4,15 +4,18 @@
 use std::ffi::CString;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUfunction_attribute};
+use cudarc::driver::sys::{self, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID};
 
 use crate::driver::check;
 use crate::gpu::{Context, Remains};
 use crate::image::is_whole_elf;
-use crate::{Error, Gpu, Result};
+use crate::{Capability, Error, Gpu, Result};
 
 /// Shared memory that every kernel may have without asking.
 const FREE_SHARED_BYTES: usize = 48 << 10;
+
+/// The first architecture on which a kernel can begin before the one before it has ended.
+const FIRST_WITH_EARLY_LAUNCH: Capability = Capability { major: 9, minor: 0 };
 
 /// Machine code on the device.
 #[derive(Clone, Debug)]
@@ -26,12 +29,22 @@ pub struct Kernel {
     code: Arc<Code>,
     function: sys::CUfunction,
     max_shared_bytes: usize,
+    shared_percent: Option<u8>,
 }
 
 // SAFETY: a function lives as long as its module, which it holds, and belongs to no thread.
 unsafe impl Send for Kernel {}
 // SAFETY: as above; nothing of it changes.
 unsafe impl Sync for Kernel {}
+
+/// A launch's shape.
+struct Launch<'a> {
+    kernel: &'a Kernel,
+    grid: (u32, u32, u32),
+    block: u32,
+    shared_bytes: usize,
+    is_early: bool,
+}
 
 #[derive(Debug)]
 struct Code {
@@ -82,6 +95,42 @@ impl Gpu {
         shared_bytes: usize,
         params: &P,
     ) -> Result<()> {
+        let launch = Launch { kernel, grid, block, shared_bytes, is_early: false };
+        // SAFETY: the caller's to prove.
+        unsafe { self.launch_with(&launch, params) }
+    }
+
+    /// [`launch`](Self::launch), but the kernel's blocks may begin while the kernel before it on the stream
+    /// still runs, as soon as there is room for them (programmatic dependent launch): what a block does first
+    /// no longer waits for the last block of the launch before. In a recording the edge between the two kernels
+    /// is of that kind. GPUs before Hopper launch it like any other.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    ///
+    /// # Safety
+    /// Those of [`launch`](Self::launch); and every block executes `griddepcontrol.wait` before it reads what a
+    /// kernel before it on the stream writes, before it writes what such a kernel reads or writes, and before it
+    /// ends: only so does the end of a kernel mean the end of all before it. (What a copy or a fill on the stream
+    /// writes may be read at once: no kernel behind one begins before it is done.)
+    pub unsafe fn launch_early<P: Copy>(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32, u32),
+        block: u32,
+        shared_bytes: usize,
+        params: &P,
+    ) -> Result<()> {
+        let is_early = self.compute_capability() >= FIRST_WITH_EARLY_LAUNCH;
+        let launch = Launch { kernel, grid, block, shared_bytes, is_early };
+        // SAFETY: the caller's to prove.
+        unsafe { self.launch_with(&launch, params) }
+    }
+
+    /// # Safety
+    /// As [`launch_early`](Self::launch_early), or as [`launch`](Self::launch) where it is not early.
+    unsafe fn launch_with<P: Copy>(&self, launch: &Launch<'_>, params: &P) -> Result<()> {
+        let &Launch { kernel, grid, block, shared_bytes, is_early } = launch;
         self.context.is(&kernel.code.context)?;
         if shared_bytes > kernel.max_shared_bytes {
             return Err(Error::Illegal(format!(
@@ -90,20 +139,36 @@ impl Gpu {
             )));
         }
         let _bound = self.context.bind()?;
+        let attribute = |id, value| CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = [
+            attribute(
+                CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: i32::from(is_early) },
+            ),
+            attribute(
+                CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                sys::CUlaunchAttributeValue { sharedMemCarveout: kernel.shared_percent.map_or(0, u32::from) },
+            ),
+        ];
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: grid.2,
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes as u32,
+            hStream: self.context.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: if kernel.shared_percent.is_some() { 2 } else { 1 },
+        };
         let mut pointers = [std::ptr::from_ref(params).cast_mut().cast()];
-        // SAFETY: function, stream and pointers live; the driver reads the one parameter, as long as the kernel
-        // says it is, which is `P`'s size, and copies it before it returns. The rest is the caller's to prove.
-        check("cuLaunchKernel", unsafe {
-            sys::cuLaunchKernel(
+        // SAFETY: function, stream, attributes and pointers live; the driver reads the one parameter, as long as the
+        // kernel says it is, which is `P`'s size, and copies it before it returns. The rest is the caller's to prove.
+        check("cuLaunchKernelEx", unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 kernel.function,
-                grid.0,
-                grid.1,
-                grid.2,
-                block,
-                1,
-                1,
-                shared_bytes as u32,
-                self.context.stream,
                 pointers.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
@@ -131,7 +196,23 @@ impl Module {
             // SAFETY: the function lives.
             check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(function, attribute, bytes) })?;
         }
-        Ok(Kernel { code: Arc::clone(&self.code), function, max_shared_bytes: max_dynamic_shared_bytes })
+        Ok(Kernel {
+            code: Arc::clone(&self.code),
+            function,
+            max_shared_bytes: max_dynamic_shared_bytes,
+            shared_percent: None,
+        })
+    }
+}
+
+impl Kernel {
+    /// The same kernel, whose launches ask for this much of a multiprocessor's fast memory to be shared memory, in
+    /// percent, instead of as much as all blocks that fit can use. The border between that and the first cache moves only
+    /// while nothing runs there: a kernel that wants it far from where its neighbours have it begins after their end, and
+    /// they after its.
+    #[must_use]
+    pub fn with_shared_percent(&self, percent: u8) -> Self {
+        Self { shared_percent: Some(percent.min(100)), ..self.clone() }
     }
 }
 

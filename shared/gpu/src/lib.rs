@@ -10,8 +10,8 @@
 //! it. What a [`Graph`] has recorded stays allocated as long as any graph lives.
 //!
 //! This room knows no model, no kernel and no tensor: addresses, bytes, and the shapes of matrix products. The
-//! one thing it cannot check is what a kernel does with its parameters: [`Gpu::launch`] is unsafe, and
-//! `fused-kernels` answers for it.
+//! one thing it cannot check is what a kernel does with its parameters: [`Gpu::launch`] and
+//! [`Gpu::launch_early`] are unsafe, and `fused-kernels` answers for them.
 
 #![cfg_attr(
     not(feature = "cuda"),

@@ -29,15 +29,25 @@ pub struct Activate<'a> {
 }
 
 /// As in `cuda/rows.cu`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
-struct Params {
-    x: u64,
-    bias: u64,
-    out: u64,
-    width: i32,
-    kind: i32,
-    is_gated: i32,
+pub(super) struct Params {
+    pub(super) x: u64,
+    pub(super) bias: u64,
+    pub(super) out: u64,
+    pub(super) width: i32,
+    pub(super) kind: i32,
+    pub(super) is_gated: i32,
+}
+
+/// f's number there.
+pub(super) fn kind(activation: Activation) -> i32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::Relu => 3,
+    }
 }
 
 impl Kernels {
@@ -54,19 +64,14 @@ impl Kernels {
             bias: checked.vector("bias", activate.bias, num_inputs)?,
             out: checked.matrix("out", activate.out, rows, width, ELEMENT_BYTES)?,
             width: checked.multiple("width", width, 8)?,
-            kind: match activate.activation {
-                Activation::Silu => 0,
-                Activation::Gelu => 1,
-                Activation::GeluTanh => 2,
-                Activation::Relu => 3,
-            },
+            kind: kind(activate.activation),
             is_gated: i32::from(activate.is_gated),
         };
         let num_pieces = (width / 8).div_ceil(BLOCK as usize);
         let grid = (checked.grid_x(num_pieces)?, checked.grid_yz(rows)?, 1);
         // SAFETY: `Params` is the kernel's struct. A thread has eight elements of a row and leaves where there
-        // are none; rows begin at multiples of 16 bytes. It has no dynamic shared memory.
-        unsafe { self.gpu.launch(self.rows.activation.of(activate.element), grid, BLOCK, 0, &params)? };
+        // are none; rows begin at multiples of 16 bytes. It has no dynamic shared memory, and waits first of all.
+        unsafe { self.gpu.launch_early(self.rows.activation.of(activate.element), grid, BLOCK, 0, &params)? };
         Ok(())
     }
 }

@@ -87,8 +87,8 @@ impl Kernels {
         let grid = (checked.grid_x(rows)?, 1, 1);
         // SAFETY: `Params` is the kernel's struct. A block has a row and reads and writes `width` elements of
         // it in matrices with so many rows, each of whose rows begins at a multiple of 16 bytes; what it looks
-        // up it clamps to the tables. It has no dynamic shared memory.
-        unsafe { self.gpu.launch(self.rows.embed.of(embed.element), grid, BLOCK, 0, &params)? };
+        // up it clamps to the tables. It has no dynamic shared memory, and waits first of all.
+        unsafe { self.gpu.launch_early(self.rows.embed.of(embed.element), grid, BLOCK, 0, &params)? };
         Ok(())
     }
 }

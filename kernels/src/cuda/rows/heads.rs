@@ -39,9 +39,9 @@ pub struct Heads<'a> {
 }
 
 /// As in `cuda/rows.cu`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
-struct Params {
+pub(super) struct Params {
     qkv: u64,
     bias: u64,
     query_norm: u64,
@@ -65,45 +65,51 @@ impl Kernels {
     /// Shapes or buffers disagree; whatever the driver refuses.
     pub fn heads(&self, heads: &Heads<'_>) -> Result<()> {
         let checked = Checked { kernel: "heads" };
-        let (shape, rows) = (heads.shape, heads.num_rows);
+        let params = heads.params(checked)?;
+        let num_pieces = heads.shape.num_all().div_ceil(BLOCK as usize / 32);
+        let grid = (checked.grid_x(heads.num_rows)?, checked.grid_yz(num_pieces)?, 1);
+        // SAFETY: `Params` is the kernel's struct. A block has some heads of a row of `qkv` and touches nothing
+        // but these; angles are looked up after clamping the position; a warp has one head, whose `dim`
+        // elements its lanes hold. Keys and values go to `position · token_stride + keys_offset` and `plane`
+        // behind that, inside the token's bytes as checked, of the slots that whoever made them answers for. It
+        // has no dynamic shared memory, and waits first of all.
+        unsafe { self.gpu.launch_early(self.rows.heads.of(heads.shape.element), grid, BLOCK, 0, &params)? };
+        Ok(())
+    }
+}
+
+impl Heads<'_> {
+    pub(super) fn params(&self, checked: Checked) -> Result<Params> {
+        let (shape, rows) = (self.shape, self.num_rows);
         shape.check(checked)?;
-        heads.layout.check(checked, &shape)?;
+        self.layout.check(checked, &shape)?;
         let dim = shape.head_dim;
         if dim > MAX_DIM {
             return checked.refuse(format!("a head of {dim} elements, more than {MAX_DIM}"));
         }
         let width = shape.num_all() * dim;
-        let num_positions = match heads.angles {
+        let num_positions = match self.angles {
             Some(angles) => checked.num_rows("angles", angles, 4 * dim)?,
             None => 0,
         };
-        let params = Params {
-            qkv: checked.matrix("qkv", heads.qkv, rows, width, ELEMENT_BYTES)?,
-            bias: checked.vector("bias", heads.bias, width)?,
-            query_norm: checked.vector("query_norm", heads.query_norm, dim)?,
-            key_norm: checked.vector("key_norm", heads.key_norm, dim)?,
-            angles: match heads.angles {
+        Ok(Params {
+            qkv: checked.matrix("qkv", self.qkv, rows, width, ELEMENT_BYTES)?,
+            bias: checked.vector("bias", self.bias, width)?,
+            query_norm: checked.vector("query_norm", self.query_norm, dim)?,
+            key_norm: checked.vector("key_norm", self.key_norm, dim)?,
+            angles: match self.angles {
                 Some(angles) => checked.matrix("angles", angles, num_positions as usize, dim, 4)?,
                 None => 0,
             },
-            positions: checked.matrix("positions", heads.positions, rows, 1, 4)?,
-            slots: heads.slots.address(checked, rows)?,
-            token_stride: heads.layout.token_stride,
-            keys_offset: heads.layout.keys_offset,
+            positions: checked.matrix("positions", self.positions, rows, 1, 4)?,
+            slots: self.slots.address(checked, rows)?,
+            token_stride: self.layout.token_stride,
+            keys_offset: self.layout.keys_offset,
             num_heads: checked.count("num_heads", shape.num_heads)?,
             num_kv_heads: checked.count("num_kv_heads", shape.num_kv_heads)?,
             dim: checked.multiple("head_dim", dim, 2)?,
-            epsilon: heads.epsilon,
+            epsilon: self.epsilon,
             num_positions,
-        };
-        let grid =
-            (checked.grid_x(rows)?, checked.grid_yz(shape.num_all().div_ceil(BLOCK as usize / 32))?, 1);
-        // SAFETY: `Params` is the kernel's struct. A block has some heads of a row of `qkv` and touches nothing
-        // but these; angles are looked up after clamping the position; a warp has one head, whose `dim`
-        // elements its lanes hold. Keys and values go to `position · token_stride + keys_offset` and `plane`
-        // behind that, inside the token's bytes as checked, of the slots that whoever made them answers for. It
-        // has no dynamic shared memory.
-        unsafe { self.gpu.launch(self.rows.heads.of(shape.element), grid, BLOCK, 0, &params)? };
-        Ok(())
+        })
     }
 }

@@ -45,8 +45,8 @@ impl Kernels {
         };
         let grid = (checked.grid_x(rows)?, 1, 1);
         // SAFETY: `Params` is the kernel's struct. A block has a row, reads its `vocabulary` logits one by one
-        // and writes one token. It has no dynamic shared memory.
-        unsafe { self.gpu.launch(&self.rows.likeliest, grid, BLOCK, 0, &params)? };
+        // and writes one token. It has no dynamic shared memory, and waits first of all.
+        unsafe { self.gpu.launch_early(&self.rows.likeliest, grid, BLOCK, 0, &params)? };
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use fused_gpu::{Kernel, Module};
 
 pub use activation::Activate;
 pub use embed::Embed;
-pub use few::MAX_FEW_ROWS;
+pub use few::{Few, FewInput, FewOutput, MAX_FEW_ROWS, MIN_FEW_OUTPUTS};
 pub use heads::Heads;
 pub use likeliest::Likeliest;
 pub use norm::Norm;
@@ -30,23 +30,28 @@ pub(super) struct RowKernels {
     heads: ByElement<Kernel>,
     activation: ByElement<Kernel>,
     likeliest: Kernel,
-    /// By rows.
-    few: ByElement<[Kernel; MAX_FEW_ROWS]>,
+    /// Of one, two and four rows.
+    few: ByElement<[Kernel; 3]>,
+    few_normed: ByElement<[Kernel; 3]>,
 }
 
 impl RowKernels {
     pub(super) fn load(module: &Module) -> Result<Self> {
         let load = |name: &str| ByElement::load(|element| module.kernel(&format!("{name}_{element}"), 0));
+        let few = |name: &str| {
+            ByElement::load(|element| {
+                let load = |num_rows| module.kernel(&format!("{name}_{element}_{num_rows}"), 0);
+                Ok::<_, fused_gpu::Error>([load(1)?, load(2)?, load(4)?])
+            })
+        };
         Ok(Self {
             embed: load("embed")?,
             norm: load("norm")?,
             heads: load("heads")?,
             activation: load("activation")?,
             likeliest: module.kernel("likeliest", 0)?,
-            few: ByElement::load(|element| {
-                let load = |num_rows| module.kernel(&format!("few_{element}_{num_rows}"), 0);
-                Ok::<_, fused_gpu::Error>([load(1)?, load(2)?, load(3)?, load(4)?])
-            })?,
+            few: few("few")?,
+            few_normed: few("few_normed")?,
         })
     }
 }

@@ -74,8 +74,8 @@ impl Kernels {
         let grid = (checked.grid_x(rows)?, 1, 1);
         // SAFETY: `Params` is the kernel's struct. A block has a row and reads and writes `width` elements of
         // it, of the residual after clamping the row's index, four at a time: every row begins at a multiple of
-        // 16 bytes (out's of 8). It has no dynamic shared memory.
-        unsafe { self.gpu.launch(self.rows.norm.of(norm.element), grid, BLOCK, 0, &params)? };
+        // 16 bytes (out's of 8). It has no dynamic shared memory, and waits first of all.
+        unsafe { self.gpu.launch_early(self.rows.norm.of(norm.element), grid, BLOCK, 0, &params)? };
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 use fused_gpu::{Output, Product, Products, View};
 use fused_kernels::Activation;
 use fused_kernels::cuda::{
-    Activate, Attention, Decode, Embed, HeadShape, Heads, Kernels, KvLayout as DeviceLayout, MAX_FEW_ROWS,
-    Norm, Prefill, Sample, num_splits,
+    Activate, Attention, Decode, Embed, Few, FewInput, FewOutput, HeadShape, Heads, Kernels,
+    KvLayout as DeviceLayout, MAX_FEW_ROWS, MIN_FEW_OUTPUTS, Norm, Prefill, Sample, num_splits,
 };
 use fused_virtual_memory::CudaMemory;
 
@@ -98,12 +98,6 @@ fn attend(
 ) -> Result<(), Error> {
     let CudaRunner { kernels, products, weights, buffers, scratch, gpu, .. } = runner;
     let (layer, shape, num_rows) = (&weights.layers[layer_idx], &weights.shape, on_device.num_rows);
-    // The bias of the product before is added here, where the residual is read anyway.
-    let added = layer_idx.checked_sub(1).and_then(|before| weights.layers[before].down.bias.as_ref());
-    let normed = NormStep { norm: &layer.attention_norm, added: added.map(|added| added.view()), num_rows };
-    kernels.norm(&normed.of(weights, scratch.residual.view(), scratch.normed.view()))?;
-    let product = ProductStep { weight: &layer.qkv.weight, output: Output::Element, num_rows };
-    multiply(kernels, products, &product.of(weights.element, scratch.normed.view(), scratch.qkv.view()))?;
     let head_shape = HeadShape {
         element: weights.element,
         num_heads: shape.num_heads,
@@ -115,7 +109,7 @@ fn attend(
         keys_offset: layout.keys_offset(layer_idx) as u64,
     };
     let (positions, slots) = (buffers.positions(on_device)?, buffers.slots(on_device)?);
-    kernels.heads(&Heads {
+    let heads = Heads {
         shape: head_shape,
         layout: device_layout,
         num_rows,
@@ -127,7 +121,14 @@ fn attend(
         positions,
         slots,
         epsilon: shape.norm_eps,
-    })?;
+    };
+    // The bias of the product before is added here, where the residual is read anyway.
+    let added = layer_idx.checked_sub(1).and_then(|before| weights.layers[before].down.bias.as_ref());
+    let normed = NormStep { norm: &layer.attention_norm, added: added.map(|added| added.view()), num_rows };
+    let normed = normed.of(weights, scratch.residual.view(), scratch.normed.view());
+    let product = ProductStep { weight: &layer.qkv.weight, output: Output::Element, num_rows };
+    let product = product.of(weights.element, scratch.normed.view(), scratch.qkv.view());
+    multiply_to_heads(kernels, products, &normed, &product, &heads)?;
     let attention = Attention {
         shape: head_shape,
         layout: device_layout,
@@ -154,15 +155,13 @@ fn attend(
                 num_sequences,
                 num_splits: num_splits(num_sequences, shape.num_kv_heads, gpu.num_multiprocessors()),
                 partial: scratch.partial.view(),
+                counters: scratch.counters.view(),
             },
         )?;
     }
     let product = ProductStep { weight: &layer.attention_output.weight, output: Output::AddToF32, num_rows };
-    multiply(
-        kernels,
-        products,
-        &product.of(weights.element, scratch.attention.view(), scratch.residual.view()),
-    )
+    let product = product.of(weights.element, scratch.attention.view(), scratch.residual.view());
+    multiply(kernels, products, &product)
 }
 
 /// residual += down(f(up(norm(residual)))).
@@ -170,10 +169,10 @@ fn feed_forward(runner: &mut CudaRunner, on_device: OnDevice, layer_idx: usize) 
     let CudaRunner { kernels, products, weights, scratch, .. } = runner;
     let (layer, shape, num_rows) = (&weights.layers[layer_idx], &weights.shape, on_device.num_rows);
     let normed = NormStep { norm: &layer.feed_forward_norm, added: bias(&layer.attention_output), num_rows };
-    kernels.norm(&normed.of(weights, scratch.residual.view(), scratch.normed.view()))?;
+    let normed = normed.of(weights, scratch.residual.view(), scratch.normed.view());
     let product = ProductStep { weight: &layer.up.weight, output: Output::Element, num_rows };
-    multiply(kernels, products, &product.of(weights.element, scratch.normed.view(), scratch.up.view()))?;
-    kernels.activate(&Activate {
+    let product = product.of(weights.element, scratch.normed.view(), scratch.up.view());
+    let activate = Activate {
         activation: activation(shape.activation),
         is_gated: shape.feed_forward == FeedForward::Gated,
         element: weights.element,
@@ -182,9 +181,11 @@ fn feed_forward(runner: &mut CudaRunner, on_device: OnDevice, layer_idx: usize) 
         x: scratch.up.view(),
         bias: bias(&layer.up),
         out: scratch.inner.view(),
-    })?;
+    };
+    multiply_and_activate(kernels, products, &normed, &product, &activate)?;
     let product = ProductStep { weight: &layer.down.weight, output: Output::AddToF32, num_rows };
-    multiply(kernels, products, &product.of(weights.element, scratch.inner.view(), scratch.residual.view()))
+    let product = product.of(weights.element, scratch.inner.view(), scratch.residual.view());
+    multiply(kernels, products, &product)
 }
 
 /// The logits of `num` wanted rows from the `first` on, and what is made of them.
@@ -211,10 +212,76 @@ fn sample(runner: &mut CudaRunner, on_device: OnDevice, first: usize, num: usize
 
 /// By our own kernel where there are few rows, by the library's where there are more.
 fn multiply(kernels: &Kernels, products: &mut Products, product: &Product<'_>) -> Result<(), Error> {
-    if product.num_rows <= MAX_FEW_ROWS && product.shape.num_inputs.is_multiple_of(8) {
-        return Ok(kernels.multiply_few(product)?);
+    if is_few(product) {
+        return Ok(kernels.multiply_few(&Few::from(product))?);
     }
     Ok(products.multiply(product)?)
+}
+
+/// A norm, the product that reads it, and what finishes the heads that it makes: one launch where there are few rows, and no
+/// norms of heads, for which a head must be whole.
+fn multiply_to_heads(
+    kernels: &Kernels,
+    products: &mut Products,
+    norm: &Norm<'_>,
+    product: &Product<'_>,
+    heads: &Heads<'_>,
+) -> Result<(), Error> {
+    if is_few(product) && heads.query_norm.is_none() && heads.key_norm.is_none() {
+        let (input, output) = (few_input(kernels, norm)?, FewOutput::Heads(*heads));
+        return Ok(kernels.multiply_few(&Few { input, output, ..Few::from(product) })?);
+    }
+    multiply_normed(kernels, products, norm, product)?;
+    Ok(kernels.heads(heads)?)
+}
+
+/// A norm, the product that reads it, and the function behind that: one launch where there are few rows.
+fn multiply_and_activate(
+    kernels: &Kernels,
+    products: &mut Products,
+    norm: &Norm<'_>,
+    product: &Product<'_>,
+    activate: &Activate<'_>,
+) -> Result<(), Error> {
+    if is_few(product) {
+        let &Activate { activation, is_gated, bias, out, .. } = activate;
+        let output = FewOutput::Activated { activation, is_gated, bias, out };
+        let input = few_input(kernels, norm)?;
+        return Ok(kernels.multiply_few(&Few { input, output, ..Few::from(product) })?);
+    }
+    multiply_normed(kernels, products, norm, product)?;
+    Ok(kernels.activate(activate)?)
+}
+
+/// A norm and the product that reads it.
+fn multiply_normed(
+    kernels: &Kernels,
+    products: &mut Products,
+    norm: &Norm<'_>,
+    product: &Product<'_>,
+) -> Result<(), Error> {
+    if is_few(product) {
+        let input = few_input(kernels, norm)?;
+        return Ok(kernels.multiply_few(&Few { input, ..Few::from(product) })?);
+    }
+    kernels.norm(norm)?;
+    Ok(products.multiply(product)?)
+}
+
+fn is_few(product: &Product<'_>) -> bool {
+    let shape = product.shape;
+    product.num_rows <= MAX_FEW_ROWS
+        && shape.num_inputs.is_multiple_of(8)
+        && shape.num_outputs >= MIN_FEW_OUTPUTS
+}
+
+/// What a product of few rows reads: the residual stream as it is, where the product can norm it itself.
+fn few_input<'a>(kernels: &Kernels, norm: &Norm<'a>) -> Result<FewInput<'a>, Error> {
+    if norm.bias.is_none() && norm.added.is_none() {
+        return Ok(FewInput::RmsNorm { residual: norm.residual, weight: norm.weight, epsilon: norm.epsilon });
+    }
+    kernels.norm(norm)?;
+    Ok(FewInput::Plain(norm.out))
 }
 
 struct NormStep<'a> {

@@ -1,4 +1,5 @@
 use fused_gpu::{Buffer, Gpu, Result};
+use fused_kernels::cuda::MAX_SPLITS;
 
 use crate::model::{FeedForward, Shape};
 
@@ -18,6 +19,8 @@ pub(super) struct Scratch {
     pub(super) attention: Buffer,
     /// f32: attention's parts.
     pub(super) partial: Buffer,
+    /// u32: how many of attention's parts are done; zeros between launches.
+    pub(super) counters: Buffer,
     /// `[rows, intermediate]`, twice that where gated.
     pub(super) up: Buffer,
     /// `[rows, intermediate]`.
@@ -39,13 +42,15 @@ impl Scratch {
         };
         let max_logit_rows = max_rows.min(MAX_LOGIT_ROWS);
         // A decode is cut into parts only while its blocks are fewer than some hundreds.
-        let num_parts = 16 * shape.num_heads * 64;
+        let max_split_sequences = 64;
+        let num_parts = MAX_SPLITS * shape.num_heads * max_split_sequences;
         Ok(Self {
             residual: gpu.alloc_zeroed(4 * max_rows * shape.hidden_size)?,
             normed: gpu.alloc_zeroed(2 * max_rows * shape.hidden_size)?,
             qkv: gpu.alloc_zeroed(2 * max_rows * (num_queries + num_kv))?,
             attention: gpu.alloc_zeroed(2 * max_rows * num_queries)?,
             partial: gpu.alloc_zeroed(4 * num_parts * (shape.head_dim + 2))?,
+            counters: gpu.alloc_zeroed(4 * shape.num_kv_heads * max_split_sequences)?,
             up: gpu.alloc_zeroed(2 * max_rows * num_up)?,
             inner: gpu.alloc_zeroed(2 * max_rows * shape.intermediate_size)?,
             last: gpu.alloc_zeroed(2 * max_logit_rows * shape.hidden_size)?,
