@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs, thread};
 
-/// Files that have kernels; `device.cuh` is included by them.
-const SOURCES: [&str; 3] = ["rows", "attention", "sample"];
+/// Files that have kernels; `device.cuh` and `hopper.cuh` are included by them.
+const SOURCES: [&str; 4] = ["rows", "attention", "sample", "prefill_hopper"];
 /// Compute capability and architecture: A100; L4, L40, RTX 40; H100 and H200. Others compile at the first start.
 const ARCHITECTURES: [(u32, u32, &str); 3] = [(8, 0, "sm_80"), (8, 9, "sm_89"), (9, 0, "sm_90a")];
 /// Compilers at a time: each takes some hundred megabytes.

@@ -678,6 +678,8 @@ __device__ __forceinline__ void tell(Shared& shared, const Row& row, const Likel
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ SampleParams p) {
     __shared__ Shared shared;
+    let_next_begin();
+    wait_for_earlier();
     if (threadIdx.x < sizeof(RowSampling) / 4)
         ((u32*)&shared.row)[threadIdx.x] = ((const u32*)(p.rows + blockIdx.x))[threadIdx.x];
     Row row;

@@ -28,7 +28,7 @@ impl Kernels {
         Ok(Self {
             gpu: gpu.clone(),
             rows: RowKernels::load(&modules.rows)?,
-            attention: AttentionKernels::load(gpu, &modules.attention)?,
+            attention: AttentionKernels::load(gpu, &modules.attention, modules.prefill_hopper.as_ref())?,
             sample: SampleKernel::load(&modules.sample)?,
             origin,
         })

@@ -109,8 +109,8 @@ impl Kernels {
         // multiples of that four at a time and the others one by one; its `RowSampling`, whose lists its maker answers for; the
         // last token of a row of the batch, which it clamps to those that there are; its token; and its words of
         // log-probabilities, of which it writes one and twice `max_top` at most. Tokens in lists are compared with the
-        // vocabulary before they index. It has no dynamic shared memory.
-        unsafe { self.gpu.launch(&self.sample.0, grid, BLOCK, 0, &params)? };
+        // vocabulary before they index. It has no dynamic shared memory, and waits first of all.
+        unsafe { self.gpu.launch_early(&self.sample.0, grid, BLOCK, 0, &params)? };
         Ok(())
     }
 }

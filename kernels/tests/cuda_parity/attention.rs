@@ -49,6 +49,30 @@ fn chunks_of_prompts() {
     batch.check(&kernels, &|out| batch.prefill(&kernels, out));
 }
 
+/// Chunks of any length behind contexts of any length, several in one launch, for every number of heads that share keys.
+#[test]
+fn chunks_at_the_end_of_long_contexts() {
+    let Some(kernels) = kernels() else { return };
+    for element in ELEMENTS {
+        for head_dim in [64, 128] {
+            for (num_heads, num_kv_heads, window, sequences) in [
+                (2, 2, None, vec![(4001 + 171, 171), (1 + 300, 300), (127 + 1, 1)]),
+                (4, 1, None, vec![(129 + 128, 128), (2050 + 77, 77), (64 + 192, 192)]),
+                (8, 1, None, vec![(1000 + 299, 299), (3 + 2, 2)]),
+                (4, 1, Some(128), vec![(129 + 128, 128), (2050 + 77, 77), (64 + 192, 192)]),
+                (8, 1, Some(333), vec![(1000 + 299, 299), (3 + 2, 2)]),
+            ] {
+                let shape = shape(element, num_heads, num_kv_heads, head_dim);
+                let mut batch = Batch::new(kernels.gpu(), &Case { shape, window, sequences });
+                batch.check(&kernels, &|out| batch.prefill(&kernels, out));
+                // Scores that are far apart: most of what was summed up is forgotten at a higher one.
+                batch.multiply_queries(kernels.gpu(), 16.0);
+                batch.check(&kernels, &|out| batch.prefill(&kernels, out));
+            }
+        }
+    }
+}
+
 #[test]
 fn single_tokens() {
     let Some(kernels) = kernels() else { return };
@@ -113,11 +137,15 @@ fn nothing_is_read_behind_the_last_page() {
     let handle = memory.create(PAGE).unwrap();
     memory.map(range, 0, handle).unwrap();
     memory.set_access(range, 0, PAGE, Access::ReadWrite).unwrap();
-    for num_new in [1, num_tokens - 3] {
-        let case = Case { shape, window: None, sequences: vec![(num_tokens, num_new)] };
+    // The last token ends where the page does; the first begins somewhere in it.
+    for (len, num_new) in
+        [(num_tokens, 1), (num_tokens, num_tokens - 3), (num_tokens - 57, 100), (65, 65), (3, 1)]
+    {
+        let case = Case { shape, window: None, sequences: vec![(len, num_new)] };
         let mut batch = Batch::new(kernels.gpu(), &case);
-        memory.write(range, 0, &to_bytes(Element::Bf16, &batch.kept[0])).unwrap();
-        batch.slots.fill(memory.device_address(range).unwrap());
+        let start = PAGE - len * token_bytes;
+        memory.write(range, start, &to_bytes(Element::Bf16, &batch.kept[0])).unwrap();
+        batch.slots.fill(memory.device_address(range).unwrap() + start as u64);
         batch.check(&kernels, &|out| match num_new {
             1 => batch.decode(&kernels, out, 5),
             _ => batch.prefill(&kernels, out),
@@ -179,6 +207,11 @@ impl Batch {
             slots,
             _kept_there: kept_there,
         }
+    }
+
+    fn multiply_queries(&mut self, gpu: &Gpu, factor: f32) {
+        self.qkv.iter_mut().for_each(|query| *query *= factor);
+        self.qkv_there = elements(gpu, self.case.shape.element, &self.qkv);
     }
 
     fn out(&self, gpu: &Gpu) -> Guarded {

@@ -1,6 +1,7 @@
-//! Attention over slots (`cuda/attention.cu`).
+//! Attention over slots (`cuda/attention.cu`, and `cuda/prefill_hopper.cu` for chunks of prompts on Hopper).
 #![allow(unsafe_code, reason = "a kernel's launch, whose demands are answered one by one")]
 
+mod hopper;
 mod split;
 
 use std::f32::consts::LOG2_E;
@@ -106,13 +107,15 @@ pub(super) struct AttentionKernels {
 #[derive(Debug)]
 struct Variant {
     prefill: Kernel,
+    /// Instead of `prefill`, where there is one.
+    prefill_hopper: Option<Kernel>,
     decode: Kernel,
     /// Where a multiprocessor has one block at most.
     decode_few: Kernel,
 }
 
 impl AttentionKernels {
-    pub(super) fn load(gpu: &Gpu, module: &Module) -> Result<Self> {
+    pub(super) fn load(gpu: &Gpu, module: &Module, prefill_hopper: Option<&Module>) -> Result<Self> {
         let decode_keys = decode_keys(gpu.compute_capability());
         let load = |dim| {
             ByElement::load(|element| {
@@ -120,6 +123,7 @@ impl AttentionKernels {
                 let decode = module.kernel(&format!("decode_{element}_{dim}"), decode_bytes)?;
                 Ok::<_, fused_gpu::Error>(Variant {
                     prefill: module.kernel(&format!("prefill_{element}_{dim}"), prefill_shared_bytes(dim))?,
+                    prefill_hopper: hopper::load(prefill_hopper, element, dim)?,
                     decode_few: decode.with_shared_percent(FEW_SHARED_PERCENT),
                     decode,
                 })
@@ -181,6 +185,17 @@ impl Kernels {
             ..attention.params(checked)?
         };
         let shape = attention.shape;
+        // It takes a maximum before it multiplies by the scale.
+        if let Some(kernel) = variant.prefill_hopper.as_ref().filter(|_| params.scale > 0.0) {
+            let num_items = checked.grid_x(prefill.num_tiles.saturating_mul(shape.num_heads))?;
+            let grid = (num_items.min(self.gpu.num_multiprocessors() as u32), 1, 1);
+            let params = hopper::PrefillParams::new(&params, checked.count("num_tiles", prefill.num_tiles)?);
+            let shared_bytes = hopper::shared_bytes(shape.head_dim);
+            // SAFETY: as below, with the kernel's own struct, but a block has one tile and head after the other.
+            // All launches of these kernels are on the GPU's one stream, none beside another.
+            unsafe { self.gpu.launch(kernel, grid, hopper::BLOCK, shared_bytes, &params)? };
+            return Ok(());
+        }
         let grid = (checked.grid_x(prefill.num_tiles)?, checked.grid_yz(shape.num_heads)?, 1);
         let shared_bytes = prefill_shared_bytes(shape.head_dim);
         // SAFETY: `Params` is the kernel's struct. A block has a tile and a head: it reads queries and writes

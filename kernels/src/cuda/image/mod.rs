@@ -31,24 +31,30 @@ pub(super) struct Modules {
     pub(super) rows: Module,
     pub(super) attention: Module,
     pub(super) sample: Module,
+    /// Hopper's own; other architectures have no such kernels.
+    pub(super) prefill_hopper: Option<Module>,
 }
 
 /// Code that build.rs compiled for an architecture; in the order of [`SOURCES`].
 struct Embedded {
     capability: Capability,
-    images: [&'static [u8]; 3],
+    images: [&'static [u8]; SOURCES.len()],
 }
 
 const EMBEDDED: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
-const SOURCES: [Source<'static>; 3] = [
+const SOURCES: [Source<'static>; 4] = [
     Source { file: "rows.cu", text: include_str!("../../../cuda/rows.cu") },
     Source { file: "attention.cu", text: include_str!("../../../cuda/attention.cu") },
     Source { file: "sample.cu", text: include_str!("../../../cuda/sample.cu") },
+    Source { file: "prefill_hopper.cu", text: include_str!("../../../cuda/prefill_hopper.cu") },
 ];
-const HEADER: &str = include_str!("../../../cuda/device.cuh");
-/// What stands in a source for the header.
-const INCLUDE: &str = "#include \"device.cuh\"\n";
+/// What stands in a source for a header, and the header.
+const HEADERS: [(&str, &str); 2] = [
+    ("#include \"device.cuh\"\n", include_str!("../../../cuda/device.cuh")),
+    ("#include \"hopper.cuh\"\n", include_str!("../../../cuda/hopper.cuh")),
+];
+const HOPPER: Capability = Capability { major: 9, minor: 0 };
 
 /// Loads every source's code, wherever it comes from.
 pub(super) fn load(gpu: &Gpu) -> Result<(Modules, Origin)> {
@@ -65,7 +71,7 @@ pub(super) fn load(gpu: &Gpu) -> Result<(Modules, Origin)> {
     }
     let version = compiler_version()?;
     let architecture = architecture(capability);
-    let sources = SOURCES.map(|source| (source.file, source.text.replacen(INCLUDE, HEADER, 1)));
+    let sources = SOURCES.map(|source| (source.file, whole(source.text)));
     let cache = Cache::find();
     let keys = sources.each_ref().map(|(file, text)| cache::Key {
         file,
@@ -74,14 +80,14 @@ pub(super) fn load(gpu: &Gpu) -> Result<(Modules, Origin)> {
         version,
     });
     if let Some(cache) = &cache
-        && let [Some(rows), Some(attention), Some(sample)] = keys.map(|key| cache.read(&key))
-        && let Ok(modules) = load_all(gpu, [&rows, &attention, &sample])
+        && let [Some(rows), Some(attention), Some(sample), Some(prefill)] = keys.map(|key| cache.read(&key))
+        && let Ok(modules) = load_all(gpu, [&rows, &attention, &sample, &prefill])
     {
         return Ok((modules, Origin::Cached(cache.folder().to_owned())));
     }
 
     // Side by side: the compiler takes no more than one core for each.
-    let [rows, attention, sample] = std::thread::scope(|scope| {
+    let [rows, attention, sample, prefill] = std::thread::scope(|scope| {
         let compilations = sources.each_ref().map(|(file, text)| {
             let architecture = &architecture;
             scope.spawn(move || compile(Source { file, text }, architecture))
@@ -91,20 +97,31 @@ pub(super) fn load(gpu: &Gpu) -> Result<(Modules, Origin)> {
             compilation.join().unwrap_or_else(died)
         })
     });
-    let images = [rows?, attention?, sample?];
+    let images = [rows?, attention?, sample?, prefill?];
     let modules = load_all(gpu, images.each_ref().map(Vec::as_slice))?;
     let kept =
         cache.filter(|cache| keys.iter().zip(&images).all(|(key, image)| cache.write(key, image).is_ok()));
     Ok((modules, Origin::Compiled { version, kept: kept.map(|cache| cache.folder().to_owned()) }))
 }
 
-fn load_all(gpu: &Gpu, [rows, attention, sample]: [&[u8]; 3]) -> fused_gpu::Result<Modules> {
-    Ok(Modules { rows: gpu.load(rows)?, attention: gpu.load(attention)?, sample: gpu.load(sample)? })
+fn load_all(gpu: &Gpu, images: [&[u8]; SOURCES.len()]) -> fused_gpu::Result<Modules> {
+    let [rows, attention, sample, prefill] = images;
+    Ok(Modules {
+        rows: gpu.load(rows)?,
+        attention: gpu.load(attention)?,
+        sample: gpu.load(sample)?,
+        prefill_hopper: (gpu.compute_capability() == HOPPER).then(|| gpu.load(prefill)).transpose()?,
+    })
+}
+
+/// A source with its headers in it, since NVRTC looks into no folder.
+fn whole(text: &str) -> String {
+    HEADERS.iter().fold(text.to_owned(), |text, (include, header)| text.replacen(include, header, 1))
 }
 
 /// What compilers call an architecture; Hopper's with its own instructions.
 fn architecture(capability: Capability) -> String {
-    let suffix = if capability == (Capability { major: 9, minor: 0 }) { "a" } else { "" };
+    let suffix = if capability == HOPPER { "a" } else { "" };
     format!("sm_{}{}{suffix}", capability.major, capability.minor)
 }
 
@@ -115,8 +132,9 @@ mod tests {
     #[test]
     fn sources_become_whole() {
         for source in SOURCES {
-            assert_eq!(source.text.matches(INCLUDE).count(), 1, "{}", source.file);
-            assert!(!source.text.replacen(INCLUDE, HEADER, 1).contains("#include"), "{}", source.file);
+            let [(device, _), _] = HEADERS;
+            assert_eq!(source.text.matches(device).count(), 1, "{}", source.file);
+            assert!(!whole(source.text).contains("#include"), "{}", source.file);
         }
     }
 
@@ -145,9 +163,11 @@ mod tests {
             return;
         }
         for source in SOURCES {
-            let text = source.text.replacen(INCLUDE, HEADER, 1);
-            let image = compile(Source { file: source.file, text: &text }, "sm_80").unwrap();
-            assert!(image.starts_with(b"\x7fELF"), "{}", source.file);
+            let text = whole(source.text);
+            for architecture in ["sm_80", "sm_90a"] {
+                let image = compile(Source { file: source.file, text: &text }, architecture).unwrap();
+                assert!(image.starts_with(b"\x7fELF"), "{} for {architecture}", source.file);
+            }
         }
         let broken = compile(Source { file: "broken.cu", text: "__global__ void f() { x; }" }, "sm_80");
         let message = broken.unwrap_err().to_string();
