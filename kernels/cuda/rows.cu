@@ -243,52 +243,6 @@ template <class T> __device__ void activation(const ActivationParams& p) {
 extern "C" __global__ void activation_bf16(const __grid_constant__ ActivationParams p) { activation<Bf16>(p); }
 extern "C" __global__ void activation_f16(const __grid_constant__ ActivationParams p) { activation<F16>(p); }
 
-// ---- likeliest ----------------------------------------------------------------------------------------------------------
-// tokens[row] = the index of the largest of logits[row], the lowest among equals; 0 where none is a number.
-// logits f32 [rows, vocab]. A block has a row. Bytes: 4 a number.
-struct LikeliestParams {
-    const float* logits;
-    int* tokens;
-    int vocab;
-};
-
-extern "C" __global__ void likeliest(const __grid_constant__ LikeliestParams p) {
-    __shared__ float best_values[32];
-    __shared__ int best_ids[32];
-    let_next_begin();
-    wait_for_earlier();
-    const float* row = p.logits + u64(blockIdx.x) * p.vocab;
-    float value = -__int_as_float(0x7f800000);
-    int id = 0x7fffffff;
-    // Eight loads on their way at a time: a row is all that a multiprocessor has to do. A row of an odd vocabulary begins
-    // where no wide load may.
-    for (int i = threadIdx.x; i < p.vocab; i += 8 * blockDim.x) {
-        float logits[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            int at = i + j * blockDim.x;
-            logits[j] = at < p.vocab ? row[at] : -__int_as_float(0x7f800000);
-        }
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            if (logits[j] > value) value = logits[j], id = i + j * blockDim.x;
-    }
-    auto take = [&](float other, int other_id) {
-        if (other > value || (other == value && other_id < id)) value = other, id = other_id;
-    };
-    for (int offset = 16; offset > 0; offset /= 2)
-        take(__shfl_xor_sync(0xffffffff, value, offset), __shfl_xor_sync(0xffffffff, id, offset));
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (lane == 0) best_values[warp] = value, best_ids[warp] = id;
-    __syncthreads();
-    if (warp > 0) return;
-    value = lane < blockDim.x / 32 ? best_values[lane] : -__int_as_float(0x7f800000);
-    id = lane < blockDim.x / 32 ? best_ids[lane] : 0x7fffffff;
-    for (int offset = 16; offset > 0; offset /= 2)
-        take(__shfl_xor_sync(0xffffffff, value, offset), __shfl_xor_sync(0xffffffff, id, offset));
-    if (lane == 0) p.tokens[blockIdx.x] = id < p.vocab ? id : 0;
-}
-
 // ---- few ----------------------------------------------------------------------------------------------------------------
 // y[rows, outputs] = x[rows, inputs] · weight[outputs, inputs]ᵀ for one to four rows, and with it what stands before and
 // behind a product in a layer: all the time goes into reading the weight once, and a launch for anything else would be time in

@@ -2,7 +2,7 @@
 
 use fused_kernels::Activation;
 use fused_kernels::cuda::{
-    Activate, Element, Embed, Error, HeadShape, Heads, Kernels, KvLayout, Likeliest, Norm, Slots,
+    Activate, Element, Embed, Error, HeadShape, Heads, Kernels, KvLayout, Norm, Slots,
 };
 
 use crate::table::{Table, Work};
@@ -19,9 +19,7 @@ pub(crate) fn print(table: &Table, kernels: &Kernels) -> Result<(), Error> {
         norm(table, kernels, num_rows)?;
         heads(table, kernels, num_rows)?;
         activation(table, kernels, num_rows)?;
-        if num_rows <= 256 {
-            likeliest(table, kernels, num_rows)?;
-        }
+        if num_rows <= 256 {}
     }
     Ok(())
 }
@@ -120,22 +118,6 @@ fn activation(table: &Table, kernels: &Kernels, num_rows: usize) -> Result<(), E
             x: x.slice(place * row_bytes..(place + 1) * row_bytes)?,
             bias: None,
             out: out.view(),
-        })
-    })?;
-    Ok(())
-}
-
-fn likeliest(table: &Table, kernels: &Kernels, num_rows: usize) -> Result<(), Error> {
-    let row_bytes = num_rows * VOCABULARY * 4;
-    let num_places = table.num_places(row_bytes);
-    let (logits, tokens) = (table.random(num_places * row_bytes)?, table.random(num_rows * 4)?);
-    let work = Work::Bytes(row_bytes as f64);
-    table.line("likeliest", &format!("{num_rows} x {VOCABULARY}"), work, num_places, |place| {
-        kernels.likeliest(&Likeliest {
-            vocabulary: VOCABULARY,
-            num_rows,
-            logits: logits.slice(place * row_bytes..(place + 1) * row_bytes)?,
-            tokens: tokens.view(),
         })
     })?;
     Ok(())

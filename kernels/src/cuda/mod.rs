@@ -30,8 +30,6 @@ pub use error::{Error, Result};
 pub use fused_gpu::Element;
 pub use image::Origin;
 pub use kernels::Kernels;
-pub use rows::{
-    Activate, Embed, Few, FewInput, FewOutput, Heads, Likeliest, MAX_FEW_ROWS, MIN_FEW_OUTPUTS, Norm,
-};
+pub use rows::{Activate, Embed, Few, FewInput, FewOutput, Heads, MAX_FEW_ROWS, MIN_FEW_OUTPUTS, Norm};
 pub use sample::{MAX_TOP, Sample, SampledRows};
 pub use slots::{HeadShape, KvLayout, Slots};

@@ -1,4 +1,4 @@
-use fused_kernels::cuda::{Activate, Embed, Likeliest, Norm};
+use fused_kernels::cuda::{Activate, Embed, Norm};
 use fused_kernels::{Activation, activate, activate_gated, layer_norm, rms_norm};
 
 use crate::device::{
@@ -185,47 +185,6 @@ fn activations() {
                 }
             }
         }
-    }
-}
-
-#[test]
-fn greedy_choice() {
-    let Some(kernels) = kernels() else { return };
-    let gpu = kernels.gpu();
-    for vocabulary in [1, 5, 1000, 1024, 50_257, 128_256] {
-        let mut logits = numbers(9 * vocabulary, 7);
-        let rows: Vec<&mut [f32]> = logits.chunks_mut(vocabulary).collect();
-        for (row, logits) in rows.into_iter().enumerate() {
-            match row {
-                // Equals: the lowest index counts.
-                1 => logits.fill(0.25),
-                2 => logits[vocabulary / 2..].fill(2.0),
-                3 => logits[vocabulary - 1] = f32::INFINITY,
-                4 => logits[0] = f32::NAN,
-                5 => logits.fill(f32::NAN),
-                6 => logits.fill(f32::NEG_INFINITY),
-                7 => logits.iter_mut().for_each(|logit| *logit -= 100.0),
-                _ => {}
-            }
-        }
-        let wanted: Vec<i32> = logits
-            .chunks(vocabulary)
-            .map(|logits| {
-                let mut best = (f32::NEG_INFINITY, 0);
-                for (id, &logit) in logits.iter().enumerate() {
-                    if logit > best.0 {
-                        best = (logit, id as i32);
-                    }
-                }
-                best.1
-            })
-            .collect();
-        let logits = plain(gpu, &logits);
-        let tokens = Guarded::new(gpu, 4 * 9);
-        kernels
-            .likeliest(&Likeliest { vocabulary, num_rows: 9, logits: logits.view(), tokens: tokens.view() })
-            .unwrap();
-        assert_eq!(tokens.bytes(), bytemuck::cast_slice::<i32, u8>(&wanted), "{vocabulary}");
     }
 }
 

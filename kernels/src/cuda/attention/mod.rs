@@ -193,7 +193,7 @@ impl Kernels {
             let shared_bytes = hopper::shared_bytes(shape.head_dim);
             // SAFETY: as below, with the kernel's own struct, but a block has one tile and head after the other.
             // All launches of these kernels are on the GPU's one stream, none beside another.
-            unsafe { self.gpu.launch(kernel, grid, hopper::BLOCK, shared_bytes, &params)? };
+            unsafe { self.gpu.launch_early(kernel, grid, hopper::BLOCK, shared_bytes, &params)? };
             return Ok(());
         }
         let grid = (checked.grid_x(prefill.num_tiles)?, checked.grid_yz(shape.num_heads)?, 1);

@@ -4,7 +4,6 @@ mod activation;
 mod embed;
 mod few;
 mod heads;
-mod likeliest;
 mod norm;
 
 use fused_gpu::{Kernel, Module};
@@ -13,7 +12,6 @@ pub use activation::Activate;
 pub use embed::Embed;
 pub use few::{Few, FewInput, FewOutput, MAX_FEW_ROWS, MIN_FEW_OUTPUTS};
 pub use heads::Heads;
-pub use likeliest::Likeliest;
 pub use norm::Norm;
 
 use super::Result;
@@ -29,7 +27,6 @@ pub(super) struct RowKernels {
     norm: ByElement<Kernel>,
     heads: ByElement<Kernel>,
     activation: ByElement<Kernel>,
-    likeliest: Kernel,
     /// Of one, two and four rows.
     few: ByElement<[Kernel; 3]>,
     few_normed: ByElement<[Kernel; 3]>,
@@ -49,7 +46,6 @@ impl RowKernels {
             norm: load("norm")?,
             heads: load("heads")?,
             activation: load("activation")?,
-            likeliest: module.kernel("likeliest", 0)?,
             few: few("few")?,
             few_normed: few("few_normed")?,
         })
