@@ -326,12 +326,13 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
     }
 }
 
-// The 1: without it the compiler saves registers where it need not, and spills for sm_80.
+// A decode's registers are for as many blocks as there is shared memory for on Hopper, 227 KiB of it.
 #define ATTENTION(NAME, T, DIM)                                                                                        \
     extern "C" __global__ void __launch_bounds__(256) prefill_##NAME##_##DIM(const __grid_constant__ AttentionParams p) { \
         prefill<T, DIM>(p);                                                                                            \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128, 1) decode_##NAME##_##DIM(const __grid_constant__ AttentionParams p) { \
+    extern "C" __global__ void __launch_bounds__(128, 227 / (DIM + 8))                                                 \
+        decode_##NAME##_##DIM(const __grid_constant__ AttentionParams p) {                                             \
         decode<T, DIM>(p);                                                                                             \
     }
 
