@@ -8,6 +8,11 @@ const LATENCY_BUCKETS_S: [f64; 20] = [
     40.0, 80.0, 640.0,
 ];
 
+/// Seconds that a host works for one step of a device.
+const HOST_TIME: &str = "fused_engine_host_time_seconds";
+const HOST_TIME_BUCKETS_S: [f64; 10] =
+    [0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.1];
+
 /// Token counts: powers of two.
 const TOKEN_BUCKETS: [f64; 18] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
@@ -21,8 +26,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Installs the recorder behind the `metrics` macros. Histograms get buckets by the unit in their name:
-    /// `_seconds` or `_tokens`.
+    /// Installs the recorder behind the `metrics` macros. Histograms get buckets by the unit in their name,
+    /// `_seconds` or `_tokens`; work of microseconds has its own.
     ///
     /// # Errors
     /// [`Error::AlreadySetUp`] where this process has a recorder.
@@ -31,6 +36,7 @@ impl Metrics {
             Ok(PrometheusBuilder::new()
                 .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS_S)?
                 .set_buckets_for_metric(Matcher::Suffix("_tokens".to_owned()), &TOKEN_BUCKETS)?
+                .set_buckets_for_metric(Matcher::Full(HOST_TIME.to_owned()), &HOST_TIME_BUCKETS_S)?
                 .build_recorder())
         };
         // The only error is an empty list of buckets.
