@@ -16,6 +16,8 @@ mod rope;
 mod source;
 mod tensor;
 
+use std::thread::available_parallelism;
+
 use fused_checkpoint::{Activation, Checkpoint, Family, ModelConfig};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::import::PatchEmbeddings;
@@ -65,8 +67,8 @@ pub struct Shape {
     pub feed_forward: FeedForward,
 }
 
-/// Layers that are read, checked and placed at once: each is in memory twice meanwhile.
-const NUM_LOADERS: usize = 4;
+/// Layers that are read, checked and placed at once, where there are as many cores: each is in memory twice meanwhile.
+const MAX_LOADERS: usize = 8;
 
 /// How the feed-forward part is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +160,7 @@ impl<W: Send> Model<W> {
         let patch = adapt::needed(config, patch)?;
         let source = source::Source { checkpoint, config, patch, embeddings, place };
         let loaders = rayon::ThreadPoolBuilder::new()
-            .num_threads(NUM_LOADERS)
+            .num_threads(available_parallelism().map_or(1, usize::from).min(MAX_LOADERS))
             .thread_name(|idx| format!("loader-{idx}"))
             .build()
             .map_err(|error| Error::Place(error.into()))?;
