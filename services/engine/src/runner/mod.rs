@@ -93,7 +93,8 @@ pub trait Runner: Send + 'static {
     }
 
     /// Has the device run all sequences in one batch, behind the steps launched before, and write their keys and values into
-    /// their slots, which it holds until the step is finished. At least one sequence.
+    /// their slots, which it holds until the step is finished. At least one sequence. On the CPU a sequence's output does not
+    /// depend on what else is in the batch, bit for bit.
     ///
     /// # Errors
     /// The device failed, or more steps are in flight than may be.
