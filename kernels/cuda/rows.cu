@@ -27,8 +27,8 @@ template <class T> __device__ void embed(const EmbedParams& p) {
     wait_for_earlier();
     int given = p.tokens[blockIdx.x];
     if (given < 0) {
-        given = p.drawn[min(~given, p.num_drawn - 1)];
-        // Whoever of the block reads it only now finds the same token.
+        given = int(min(u32(p.drawn[min(~given, p.num_drawn - 1)]), u32(p.num_tokens - 1)));
+        // Whoever of the block reads it only now finds the same token, which is none to look up again.
         if (threadIdx.x == 0) p.tokens[blockIdx.x] = given;
     }
     u32 token = min(u32(given), u32(p.num_tokens - 1));

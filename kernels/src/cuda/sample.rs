@@ -10,8 +10,8 @@ use crate::RowSampling;
 const BLOCK: u32 = 1024;
 /// How many of the likeliest tokens a row can be told: half of those that a block sorts.
 pub const MAX_TOP: usize = 1024;
-/// Ids have 20 bits, and the weights of so many tokens a sum of 64.
-const MAX_VOCABULARY: usize = 1 << 20;
+/// Ids have 20 bits, and the weights of so many tokens a sum of 64: of one more it would be 0.
+const MAX_VOCABULARY: usize = (1 << 20) - 1;
 
 /// Draws a token from each row of logits, and says how likely tokens are (`crate::sample` defines it).
 #[derive(Clone, Copy, Debug)]

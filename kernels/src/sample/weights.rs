@@ -1,6 +1,6 @@
 use crate::simd::{self, Kernel, LANES, Simd};
 
-/// What weight 1 is: 2⁴⁴, so that the sum of 2²⁰ of them fits a u64.
+/// What weight 1 is: 2⁴⁴, so that the sum of 2²⁰ − 1 of them fits a u64.
 pub(super) const ONE: f32 = (1_u64 << 44) as f32;
 
 /// exp((logit − largest) / temperature) of each logit, as whole numbers of 1 / [`ONE`]. NaN has weight 0.

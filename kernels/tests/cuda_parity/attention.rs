@@ -73,6 +73,32 @@ fn chunks_at_the_end_of_long_contexts() {
     }
 }
 
+/// Many tiles of unequal length: on Hopper a block has several of them one after the other, and the next launch begins with what
+/// the last one left.
+#[test]
+fn more_tiles_than_blocks() {
+    let Some(kernels) = kernels() else { return };
+    let sequence = |idx: usize| {
+        let num_new = 1 + idx * 97 % 300;
+        (idx * 113 % 200 + num_new, num_new)
+    };
+    let sequences: Vec<_> = (0..24).map(sequence).collect();
+    let num_tiles: usize = sequences.iter().map(|(_, num_new)| num_new.div_ceil(128)).sum();
+    for element in ELEMENTS {
+        for head_dim in [64, 128] {
+            for window in [None, Some(100)] {
+                let shape = shape(element, 16, 4, head_dim);
+                assert!(16 * num_tiles > 4 * kernels.gpu().num_multiprocessors(), "a block has several");
+                let batch = Batch::new(kernels.gpu(), &Case { shape, window, sequences: sequences.clone() });
+                batch.check(&kernels, &|out| {
+                    batch.prefill(&kernels, out);
+                    batch.prefill(&kernels, out);
+                });
+            }
+        }
+    }
+}
+
 #[test]
 fn single_tokens() {
     let Some(kernels) = kernels() else { return };

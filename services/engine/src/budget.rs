@@ -11,7 +11,7 @@ use crate::runner::{Runner, SequenceStep};
 /// Budgets are multiples of it: products of matrices come in tiles of about so many rows.
 const GRANULARITY: usize = 32;
 /// The largest budget that is tried.
-pub(crate) const MAX_BUDGET: usize = 16_384;
+const MAX_BUDGET: usize = 16_384;
 /// Each is measured so often, and the quickest counts: what disturbed the others is not the machine's speed.
 const NUM_RUNS: usize = 3;
 
@@ -52,7 +52,7 @@ pub(crate) fn measure<R: Runner>(
     };
     let (mut budget, mut too_large) = (GRANULARITY, None);
     // Doubled while it fits, then halved into the gap.
-    while too_large.is_none() && budget < MAX_BUDGET.min(max_model_len) {
+    while too_large.is_none() && budget < most(max_model_len) {
         match fits(2 * budget)? {
             true => budget *= 2,
             false => too_large = Some(2 * budget),
@@ -67,5 +67,16 @@ pub(crate) fn measure<R: Runner>(
         }
     }
     kv.release(slot);
-    Ok(budget.max(floor))
+    // The last one that fitted may have been tried with all the tokens that there can be.
+    Ok(budget.min(most(max_model_len)).max(floor))
+}
+
+/// No budget that [`measure`] finds is larger, for contexts of at most so many tokens and so many running sequences.
+#[cfg(feature = "cuda")]
+pub(crate) fn largest(max_model_len: usize, num_sequences: usize) -> usize {
+    most(max_model_len).max(num_sequences.next_multiple_of(GRANULARITY))
+}
+
+fn most(max_model_len: usize) -> usize {
+    MAX_BUDGET.min(max_model_len).max(GRANULARITY)
 }

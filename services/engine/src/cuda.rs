@@ -82,15 +82,15 @@ impl Engine {
 /// Rows of the largest step.
 fn max_rows(config: &Config, model: &ModelConfig) -> usize {
     let max_model_len = config.max_model_len.unwrap_or(usize::MAX).min(model.max_position_embeddings);
-    if config.policy.computes_whole_prompts() {
-        return max_model_len + config.max_num_sequences;
-    }
+    let num_sequences = config.max_num_sequences;
     let budget = match config.target_inter_token_latency {
         // As large a one as may be found then.
-        Some(_) => config.token_budget.max(budget::MAX_BUDGET.min(max_model_len)),
+        Some(_) => config.token_budget.max(budget::largest(max_model_len, num_sequences)),
         None => config.token_budget,
     };
-    budget.max(config.max_num_sequences)
+    let whole_prompts =
+        if config.policy.computes_whole_prompts() { max_model_len + num_sequences } else { num_sequences };
+    budget.max(whole_prompts)
 }
 
 /// What is free, less what is to be left alone.

@@ -98,7 +98,7 @@ impl<R: Runner> EngineCore<R> {
         let step = self.schedule();
         self.is_held_up = step.is_held_up;
         self.note(&step, started);
-        let is_launched = self.launch(&step, started)?;
+        let is_launched = self.launch(&step)?;
         let landed = match self.flights.len() {
             0 => false,
             num if is_launched && num < self.runner.max_in_flight() => false,
@@ -230,7 +230,7 @@ impl<R: Runner> EngineCore<R> {
     }
 
     /// Gives the device the forward pass and the draws. Says whether there was anything to give.
-    fn launch(&mut self, step: &Step, now: Instant) -> Result<bool, RunnerError> {
+    fn launch(&mut self, step: &Step) -> Result<bool, RunnerError> {
         // A request that has just failed for want of memory may have another sequence in the step.
         let steps = step.scheduled.iter().filter_map(|scheduled| {
             Some((*scheduled, self.requests.get(&scheduled.id.request)?.step(scheduled)?))
@@ -246,6 +246,7 @@ impl<R: Runner> EngineCore<R> {
         let memory_error = |error: kv::Error| RunnerError::new::<R>(&error);
         let grow = scheduled.iter().filter(|scheduled| scheduled.reaches_end).map(|scheduled| scheduled.slot);
         self.kv.map_ahead(grow).map_err(memory_error)?;
+        let launched = (self.clock)();
         self.runner.launch(&sequences, &self.kv)?;
         let draws = sequences.iter().map(|sequence| sequence.sample.is_some()).collect();
         self.scheduler.commit(&scheduled);
@@ -255,7 +256,7 @@ impl<R: Runner> EngineCore<R> {
                 self.scheduler.extend(scheduled.id, 1);
             }
         }
-        self.flights.push_back(Flight { scheduled, draws, ended: Vec::new(), launched: now });
+        self.flights.push_back(Flight { scheduled, draws, ended: Vec::new(), launched });
         Ok(true)
     }
 
@@ -265,12 +266,13 @@ impl<R: Runner> EngineCore<R> {
         let outputs = self.runner.finish()?;
         let Some(flight) = self.flights.pop_front() else { return Ok(()) };
         let now = (self.clock)();
-        self.waited += now.saturating_duration_since(began);
+        let waited = now.saturating_duration_since(began);
+        self.waited += waited;
         // A sequence without its output would wait for ever.
         if !flight.draws.iter().copied().eq(outputs.iter().map(|output| output.sampled.is_some())) {
             return Err(RunnerError::new::<R>(&NotAnswered));
         }
-        self.note_landing(&flight, now);
+        self.note_landing(&flight, now, waited);
         for (scheduled, output) in flight.scheduled.iter().zip(outputs) {
             // Ended since it was launched.
             if flight.ended.contains(&scheduled.slot) {
@@ -304,12 +306,14 @@ impl<R: Runner> EngineCore<R> {
     }
 
     /// A step takes from when the device could begin with it, which is when the one before was done.
-    fn note_landing(&mut self, flight: &Flight, now: Instant) {
+    fn note_landing(&mut self, flight: &Flight, now: Instant, waited: Duration) {
         let took = now.saturating_duration_since(flight.launched.max(self.last_landing));
         self.last_landing = now;
         let num_tokens = flight.scheduled.iter().map(|scheduled| scheduled.num_tokens).sum();
         self.events.step(took, num_tokens);
-        if flight.scheduled.iter().any(|scheduled| scheduled.num_tokens > 1) {
+        // Where the host has come late, the device may have been done long before, or begun.
+        let is_timed = self.runner.max_in_flight() == 1 || 2 * waited >= took;
+        if is_timed && flight.scheduled.iter().any(|scheduled| scheduled.num_tokens > 1) {
             self.prefill_rate.note(num_tokens, took);
         }
     }

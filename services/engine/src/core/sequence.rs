@@ -136,6 +136,7 @@ impl Request {
             salt: self.request.cache_salt.as_deref(),
             reuses: !self.tells_prompt_logprobs(0),
             num_reserved: self.prompt.len(),
+            is_ahead: false,
         }
     }
 

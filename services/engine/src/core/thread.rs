@@ -74,6 +74,7 @@ pub(crate) fn assemble<R: Runner>(
     kv: KvCache<R::Memory>,
     clock: Clock,
 ) -> (EngineCore<R>, Door) {
+    debug_assert!((1..=2).contains(&runner.max_in_flight()), "see Runner::max_in_flight");
     let (load, load_seen) = watch::channel(Load { kv: kv.stats(), ..Load::default() });
     let (sender, commands) = mpsc::channel(config.max_waiting_requests.saturating_add(SPARE_COMMANDS));
     let core = EngineCore {

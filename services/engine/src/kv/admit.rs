@@ -23,6 +23,9 @@ pub struct Candidate<'a> {
     pub reuses: bool,
     /// Tokens for which there must be room, at least those known.
     pub num_reserved: usize,
+    /// Whether steps are in flight: the pages that they read stay accessible as they are, since a driver need not change that
+    /// without a moment in which nothing is.
+    pub is_ahead: bool,
 }
 
 /// What becomes of it.
@@ -39,7 +42,7 @@ pub enum Admission {
     Coming(Coming),
     /// All that is known of it is there, and there is nothing to do before more of its prompt is.
     AllIsThere,
-    /// What it is to share is copied in this step.
+    /// What it is to share is copied in this step, or would have to be made read-only under a step in flight.
     NotNow,
     /// All slots or too many pages are in use.
     NoRoom,
@@ -68,7 +71,7 @@ impl<M: VirtualMemory> KvCache<M> {
         if candidate.is_arriving && all_is_there {
             return Admission::AllIsThere;
         }
-        if self.is_better_shared_later(found, num_pages) {
+        if self.is_better_shared_later(found, num_pages, candidate.is_ahead) {
             return Admission::NotNow;
         }
         let admitted = match self.try_admit(candidate, found, num_spare_pages) {
@@ -92,8 +95,14 @@ impl<M: VirtualMemory> KvCache<M> {
     /// No slot is free, no pages are, or there are no slots for so many tokens.
     pub fn acquire(&mut self, num_tokens: usize) -> Result<SlotId, Error> {
         let tokens = &[];
-        let candidate =
-            Candidate { tokens, is_arriving: false, salt: None, reuses: false, num_reserved: num_tokens };
+        let candidate = Candidate {
+            tokens,
+            is_arriving: false,
+            salt: None,
+            reuses: false,
+            num_reserved: num_tokens,
+            is_ahead: false,
+        };
         match self.admit_leaving(0, &candidate) {
             Admission::Admitted { slot, .. } => Ok(slot),
             Admission::Failed(error) => Err(error),

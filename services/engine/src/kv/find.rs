@@ -108,11 +108,16 @@ impl<M: VirtualMemory> KvCache<M> {
         self.slots[found.slot].num_within(num_pages)
     }
 
-    /// Whether the pages that a prompt would share are written in this step, by a copy. In the next one they can be shared, and
-    /// a beginning that many ask for at the same time is in memory once.
-    pub(super) fn is_better_shared_later(&self, found: Found, num_pages: usize) -> bool {
-        let shared_bytes = self.end_bytes(found.slot, self.num_shareable(found));
-        self.is_worth_sharing(shared_bytes, num_pages) && self.is_copied_to(found.slot)
+    /// Whether the pages that a prompt would share are written in this step, by a copy, or may be read by one in flight while they
+    /// still have to be made read-only. Soon they can be shared, and a beginning that many ask for at the same time is in memory
+    /// once.
+    pub(super) fn is_better_shared_later(&self, found: Found, num_pages: usize, is_ahead: bool) -> bool {
+        let num_shareable = self.num_shareable(found);
+        let slot = &self.slots[found.slot];
+        let is_read =
+            is_ahead && slot.is_live() && slot.extents[..num_shareable].iter().any(|m| m.is_writable);
+        self.is_worth_sharing(self.end_bytes(found.slot, num_shareable), num_pages)
+            && (is_read || self.is_copied_to(found.slot))
     }
 
     /// Whether a beginning is to be shared, not copied, by a sequence that needs so many pages.

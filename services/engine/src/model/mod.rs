@@ -3,8 +3,8 @@
 //! The families served here are one shape with options: which norm, gated or plain feed-forward, rotary or learned
 //! positions. `gpt2` and `llama` know what a checkpoint calls the parts and how it stores them, and fuse them into
 //! a [`Model`]; a runner then needs to know no family. With a patch vocabulary the matrices of the adapted model are
-//! made on the way (`adapt`). Matrices go through the runner's `place` one by one, so that a model never stands in
-//! memory twice.
+//! made on the way (`adapt`). Matrices go through the runner's `place` as they are read, some layers at a time, so that
+//! no more than those stand in memory twice.
 
 mod adapt;
 #[cfg(feature = "cuda")]

@@ -86,8 +86,8 @@ pub trait Runner: Send + 'static {
     /// The memory the device computes on.
     type Memory: VirtualMemory;
 
-    /// How many steps may be launched before the first of them has been finished, at least 1. With 2, the device has the next
-    /// step before the last one's tokens are read.
+    /// How many steps may be launched before the first of them has been finished: 1, or 2, with which the device has the next
+    /// step before the last one's tokens are read. (With more, several tokens of a sequence would be unknown at a time.)
     fn max_in_flight(&self) -> usize {
         1
     }

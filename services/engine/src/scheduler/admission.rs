@@ -39,6 +39,7 @@ impl Scheduler {
                     Some(max_tokens) if progress.num_preemptions >= MAX_PREEMPTIONS => max_tokens,
                     _ => progress.num_tokens,
                 },
+                is_ahead: plan.step.is_ahead,
             };
             match if is_coming { None } else { Some(kv.admit(&candidate)) } {
                 Some(Admission::Admitted { slot, num_cached }) => {
@@ -72,6 +73,9 @@ impl Scheduler {
                     plan.step.failed.push((id, error));
                 }
                 passing => {
+                    if let Some(Admission::NotNow) = passing {
+                        plan.step.is_held_up |= plan.step.is_ahead;
+                    }
                     if let Some(Admission::Coming(coming)) = passing {
                         self.waiting.update(id, |progress| {
                             progress.coming = Some(coming);

@@ -24,7 +24,8 @@ pub struct Step {
     pub preempted: Vec<SequenceId>,
     /// Sequences for which there is no memory although nobody is left to give way; removed.
     pub failed: Vec<(SequenceId, kv::Error)>,
-    /// Whether it was decided while steps are in flight, whose sequences keep what they have: nobody gives way for it.
+    /// Whether it was decided while steps are in flight, whose sequences keep what they have: nobody gives way for it, and nobody
+    /// shares what has to be made read-only first.
     pub is_ahead: bool,
     /// Whether somebody is left out for that.
     pub is_held_up: bool,

@@ -27,8 +27,14 @@ impl Machine {
     }
 
     pub(super) fn admit(&mut self, tokens: &[TokenId], salt: Option<&str>) -> Admission {
-        let candidate =
-            Candidate { tokens, is_arriving: false, salt, reuses: true, num_reserved: tokens.len() };
+        let candidate = Candidate {
+            tokens,
+            is_arriving: false,
+            salt,
+            reuses: true,
+            num_reserved: tokens.len(),
+            is_ahead: false,
+        };
         self.kv.admit(&candidate)
     }
 
@@ -171,8 +177,14 @@ fn another_salt_is_another_prompt() {
     let mut machine = Machine::new(4, 8, 400);
     let prompt = prompt(1, 5);
     let cached = |machine: &Machine, salt| {
-        let candidate =
-            Candidate { tokens: &prompt, is_arriving: false, salt, reuses: true, num_reserved: prompt.len() };
+        let candidate = Candidate {
+            tokens: &prompt,
+            is_arriving: false,
+            salt,
+            reuses: true,
+            num_reserved: prompt.len(),
+            is_ahead: false,
+        };
         machine.kv.num_cached(&candidate)
     };
     for salt in [None, Some("a"), Some("b")] {
@@ -185,13 +197,38 @@ fn another_salt_is_another_prompt() {
 }
 
 #[test]
+fn pages_that_a_step_in_flight_reads_are_made_read_only_when_none_is() {
+    let mut machine = Machine::new(4, 8, 400);
+    let (first, second) = (prompt(1, 10), prompt(2, 10));
+    let (slot, _) = machine.run(&first);
+    let ahead = |tokens| Candidate {
+        tokens,
+        is_arriving: false,
+        salt: None,
+        reuses: true,
+        num_reserved: 110,
+        is_ahead: true,
+    };
+    assert!(matches!(machine.kv.admit(&ahead(&second)), Admission::NotNow));
+    let (_, num_cached) = machine.run(&second);
+    assert_eq!(num_cached, 100);
+    machine.assert_holds(slot, &first);
+}
+
+#[test]
 fn a_prompt_waits_for_few_tokens_where_it_can_share_many_pages_then() {
     let mut machine = Machine::new(4, 8, 400);
     let (first, second) = (prompt(1, 0), tokens((0..95).chain(5000..5010)));
     let (slot, _) = machine.run(&first[..70]);
     let cached = |machine: &Machine| {
-        let candidate =
-            Candidate { tokens: &second, is_arriving: false, salt: None, reuses: true, num_reserved: 0 };
+        let candidate = Candidate {
+            tokens: &second,
+            is_arriving: false,
+            salt: None,
+            reuses: true,
+            num_reserved: 0,
+            is_ahead: false,
+        };
         machine.kv.num_cached(&candidate)
     };
     assert_eq!(cached(&machine), 70);
@@ -235,8 +272,14 @@ fn of_an_arriving_prompt_nothing_is_done_that_is_there() {
     let (slot, _) = machine.run(&prompt(1, 10));
     machine.kv.release(slot);
     let tokens = prompt(1, 10);
-    let arriving =
-        |tokens| Candidate { tokens, is_arriving: true, salt: None, reuses: true, num_reserved: 0 };
+    let arriving = |tokens| Candidate {
+        tokens,
+        is_arriving: true,
+        salt: None,
+        reuses: true,
+        num_reserved: 0,
+        is_ahead: false,
+    };
     assert!(matches!(machine.kv.admit(&arriving(&tokens[..64])), Admission::AllIsThere));
     let mut other = tokens[..64].to_vec();
     other.extend(self::tokens(800..840));

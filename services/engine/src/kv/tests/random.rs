@@ -151,7 +151,14 @@ impl World {
                 let nobody_is_in_the_way = self.lives.is_empty() && !kv.has_copies() && !is_arriving;
                 let salt = is_salted.then_some("salt");
                 let num_reserved = tokens.len() + num_spare;
-                match kv.admit(&Candidate { tokens: &tokens, is_arriving, salt, reuses, num_reserved }) {
+                match kv.admit(&Candidate {
+                    tokens: &tokens,
+                    is_arriving,
+                    salt,
+                    reuses,
+                    num_reserved,
+                    is_ahead: false,
+                }) {
                     Admission::Admitted { slot, num_cached } => {
                         assert!(self.lives.iter().all(|life| life.slot != slot));
                         assert!(num_cached < tokens.len() && (reuses || num_cached == 0));

@@ -3,8 +3,9 @@ use fused_kernels::{Bias, Occurrence};
 
 use super::{Error, MAX_IN_FLIGHT};
 
-/// Entries at first; more where a step needs them.
-const FIRST_CAPACITY: usize = 4096;
+/// Entries at first, 12 MiB of them: a thousand tokens of each of a thousand sequences. More where a step needs them, which is
+/// the one thing that a step may allocate.
+const FIRST_CAPACITY: usize = 1 << 20;
 const ENTRY_BYTES: usize = size_of::<Occurrence>();
 const _: () = assert!(size_of::<Bias>() == ENTRY_BYTES);
 
@@ -37,8 +38,8 @@ impl Lists {
     /// Begins the lists of a step, with so many entries in all.
     pub(super) fn open(&mut self, gpu: &Gpu, num_entries: usize) -> Result<OpenLists<'_>, Error> {
         if ENTRY_BYTES * num_entries > self.device.len() {
-            // The old ones are freed when the steps in flight are done with them. Their addresses are in no graph, but in what
-            // each step sends.
+            // Their addresses are in no graph, but in what each step sends. The old buffer stays as long as there are graphs, which
+            // is no more again than the new one, because sizes are powers of two.
             *self = Self::with_capacity(gpu, num_entries.next_power_of_two())?;
         }
         self.turn = (self.turn + 1) % MAX_IN_FLIGHT;

@@ -50,7 +50,8 @@ enum Error {
     Kernel(#[from] fused_kernels::cuda::Error),
 }
 
-/// How large steps are at most: everything that a step needs is allocated, measured and recorded before the first.
+/// How large steps are at most: what a step needs is allocated, measured and recorded before the first (but for very long lists
+/// of what penalties count).
 #[derive(Clone, Copy, Debug)]
 pub struct StepLimits {
     /// New tokens of all sequences.

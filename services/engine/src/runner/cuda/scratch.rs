@@ -41,8 +41,8 @@ impl Scratch {
             FeedForward::Gated => 2 * shape.intermediate_size,
         };
         let max_logit_rows = max_rows.min(MAX_LOGIT_ROWS);
-        // A decode is cut into parts only while its blocks are fewer than some hundreds.
-        let max_split_sequences = 64;
+        // A decode is cut into parts only while multiprocessors are without a block, of which each sequence has one at least.
+        let max_split_sequences = 64.max(gpu.num_multiprocessors());
         let num_parts = MAX_SPLITS * shape.num_heads * max_split_sequences;
         Ok(Self {
             residual: gpu.alloc_zeroed(4 * max_rows * shape.hidden_size)?,
