@@ -85,9 +85,8 @@ impl Bench {
             let tokens = &tokens[usize::try_from(scheduled.id.request)?];
             kv.computed(scheduled.slot, &tokens[scheduled.context_len..end]);
         }
-        scheduler.commit(&step.scheduled);
+        step.scheduled.iter().for_each(|scheduled| scheduler.commit(scheduled, scheduled.reaches_end));
         for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
-            scheduler.extend(scheduled.id, 1);
             num_known[usize::try_from(scheduled.id.request)?] += 1;
         }
         Ok(took)

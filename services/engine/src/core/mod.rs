@@ -62,8 +62,6 @@ pub(crate) struct EngineCore<R: Runner> {
     is_held_up: bool,
     /// When the last step came down.
     last_landing: Instant,
-    /// How long `step` has waited for the device.
-    waited: Duration,
     numbers: HashMap<RequestId, u64>,
     commands: mpsc::Receiver<Command>,
     order: Order,
@@ -89,11 +87,11 @@ impl<R: Runner> EngineCore<R> {
     /// One step of all sequences.
     pub(crate) fn step(&mut self) -> Result<Progress, RunnerError> {
         let started = (self.clock)();
-        self.waited = Duration::ZERO;
         self.take_commands();
         self.end_lost_requests(started);
+        let mut waited = Duration::ZERO;
         while self.is_held_up && !self.flights.is_empty() {
-            self.land()?;
+            waited += self.land()?;
         }
         let step = self.schedule();
         self.is_held_up = step.is_held_up;
@@ -103,7 +101,7 @@ impl<R: Runner> EngineCore<R> {
             0 => false,
             num if is_launched && num < self.runner.max_in_flight() => false,
             _ => {
-                self.land()?;
+                waited += self.land()?;
                 true
             }
         };
@@ -111,7 +109,7 @@ impl<R: Runner> EngineCore<R> {
         let finished = (self.clock)();
         // Of a device that computes when it is given a step, this would be the step's time.
         if is_launched && self.runner.max_in_flight() > 1 {
-            self.events.host(finished.saturating_duration_since(started).saturating_sub(self.waited));
+            self.events.host(finished.saturating_duration_since(started).saturating_sub(waited));
         }
         Ok(if step.is_empty() && !landed { self.idle(finished) } else { Progress::Ran })
     }
@@ -249,25 +247,22 @@ impl<R: Runner> EngineCore<R> {
         let launched = (self.clock)();
         self.runner.launch(&sequences, &self.kv)?;
         let draws = sequences.iter().map(|sequence| sequence.sample.is_some()).collect();
-        self.scheduler.commit(&scheduled);
         for (idx, scheduled) in scheduled.iter().enumerate() {
-            let Some(request) = self.requests.get_mut(&scheduled.id.request) else { continue };
-            if request.note_launched(scheduled, idx) {
-                self.scheduler.extend(scheduled.id, 1);
-            }
+            let request = self.requests.get_mut(&scheduled.id.request);
+            let has_next = request.is_some_and(|request| request.note_launched(scheduled, idx));
+            self.scheduler.commit(scheduled, has_next);
         }
         self.flights.push_back(Flight { scheduled, draws, ended: Vec::new(), launched });
         Ok(true)
     }
 
-    /// Waits for the oldest step in flight and tells its outputs.
-    fn land(&mut self) -> Result<(), RunnerError> {
+    /// Waits for the oldest step in flight and tells its outputs. Returns how long it has waited.
+    fn land(&mut self) -> Result<Duration, RunnerError> {
         let began = (self.clock)();
         let outputs = self.runner.finish()?;
-        let Some(flight) = self.flights.pop_front() else { return Ok(()) };
+        let Some(flight) = self.flights.pop_front() else { return Ok(Duration::ZERO) };
         let now = (self.clock)();
         let waited = now.saturating_duration_since(began);
-        self.waited += waited;
         // A sequence without its output would wait for ever.
         if !flight.draws.iter().copied().eq(outputs.iter().map(|output| output.sampled.is_some())) {
             return Err(RunnerError::new::<R>(&NotAnswered));
@@ -283,7 +278,7 @@ impl<R: Runner> EngineCore<R> {
         for slot in flight.ended {
             self.kv.release(slot);
         }
-        Ok(())
+        Ok(waited)
     }
 
     fn publish(&mut self, scheduled: &Scheduled, output: SequenceOutput, now: Instant) {

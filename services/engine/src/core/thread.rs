@@ -89,7 +89,6 @@ pub(crate) fn assemble<R: Runner>(
         flights: VecDeque::new(),
         is_held_up: false,
         last_landing: clock(),
-        waited: Duration::ZERO,
         numbers: HashMap::new(),
         commands,
         load,

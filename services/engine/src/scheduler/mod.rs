@@ -71,7 +71,7 @@ impl Scheduler {
         self.waiting.insert(id, Progress::default());
     }
 
-    /// More tokens of a sequence are known: a chunk of its prompt, or one that is drawn by a step in flight at the latest.
+    /// More tokens of a sequence are known: a chunk of its prompt.
     pub fn extend(&mut self, id: SequenceId, num_tokens: usize) {
         self.update(id, |progress| {
             progress.num_tokens += num_tokens;
@@ -125,12 +125,12 @@ impl Scheduler {
         step
     }
 
-    /// Records that sequences run as scheduled: what is decided from now on comes behind that.
-    pub fn commit(&mut self, scheduled: &[Scheduled]) {
-        for scheduled in scheduled {
-            if let Some(running) = self.running.get_mut(&scheduled.id) {
-                running.num_computed += scheduled.num_tokens;
-            }
+    /// Records that a sequence runs as scheduled: what is decided from now on comes behind that. `has_next`: it draws a token,
+    /// which is to be computed next.
+    pub fn commit(&mut self, scheduled: &Scheduled, has_next: bool) {
+        if let Some(running) = self.running.get_mut(&scheduled.id) {
+            running.num_computed += scheduled.num_tokens;
+            running.progress.num_tokens += usize::from(has_next);
         }
     }
 

@@ -65,10 +65,7 @@ fn plan(step: &Step) -> Vec<(u64, usize, usize, bool)> {
 /// Runs one step in which every sequence that reaches its end draws a token.
 fn run(scheduler: &mut Scheduler, kv: &mut KvCache<SimulatedMemory>) -> Step {
     let step = scheduler.schedule(kv, unshared, false);
-    scheduler.commit(&step.scheduled);
-    for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
-        scheduler.extend(scheduled.id, 1);
-    }
+    step.scheduled.iter().for_each(|scheduled| scheduler.commit(scheduled, scheduled.reaches_end));
     step
 }
 
@@ -135,10 +132,7 @@ fn who_is_short_of_memory_waits_for_the_steps_in_flight_before_others_give_way()
     loop {
         let step = scheduler.schedule(&mut kv, unshared, true);
         assert!(step.preempted.is_empty() && step.failed.is_empty());
-        scheduler.commit(&step.scheduled);
-        for scheduled in &step.scheduled {
-            scheduler.extend(scheduled.id, 1);
-        }
+        step.scheduled.iter().for_each(|scheduled| scheduler.commit(scheduled, true));
         if step.is_held_up {
             assert!(step.scheduled.len() < 2);
             break;
@@ -280,7 +274,7 @@ fn run_alike(scheduler: &mut Scheduler, kv: &mut KvCache<SimulatedMemory>, token
         let tokens = &tokens[usize::try_from(id.request).unwrap()];
         kv.computed(*slot, &tokens[*context_len..context_len + num_tokens]);
     }
-    scheduler.commit(&step.scheduled);
+    step.scheduled.iter().for_each(|scheduled| scheduler.commit(scheduled, false));
     step
 }
 

@@ -4,9 +4,10 @@ use fused_kernels::cuda::{SampledRows, Slots, prefill_tiles};
 use fused_virtual_memory::CudaMemory;
 use fused_vocabulary::TokenId;
 
+use super::Error;
+use super::in_turn::InTurn;
 use super::lists::Lists;
 use super::wanted::Wanted;
-use super::{Error, MAX_IN_FLIGHT};
 use crate::kv::KvCache;
 use crate::model::Shape;
 use crate::runner::SequenceStep;
@@ -76,9 +77,7 @@ impl<'a> Batch<'a> {
 /// What the kernels are told of a step, on the host and on the device: one copy takes all of it.
 #[derive(Debug)]
 pub(super) struct BatchBuffers {
-    /// In turn: while one is on its way to the device, the next step is written into another.
-    host: [Pinned; MAX_IN_FLIGHT],
-    turn: usize,
+    host: InTurn<Pinned>,
     device: Buffer,
     lists: Lists,
     max_rows: usize,
@@ -155,8 +154,8 @@ impl<'a> Parts<'a> {
 impl BatchBuffers {
     pub(super) fn new(gpu: &Gpu, max_rows: usize) -> fused_gpu::Result<Self> {
         let len = ROW_BYTES * room(max_rows);
-        let host = [gpu.pinned(len)?, gpu.pinned(len)?];
-        Ok(Self { host, turn: 0, device: gpu.alloc_zeroed(len)?, lists: Lists::new(gpu)?, max_rows })
+        let host = InTurn::new(|| gpu.pinned(len))?;
+        Ok(Self { host, device: gpu.alloc_zeroed(len)?, lists: Lists::new(gpu)?, max_rows })
     }
 
     pub(super) fn max_rows(&self) -> usize {
@@ -176,8 +175,7 @@ impl BatchBuffers {
             let message = format!("{num_rows} rows and {} results of {}", wanted.len(), self.max_rows);
             return Err(Error::Batch(message));
         }
-        self.turn = (self.turn + 1) % MAX_IN_FLIGHT;
-        let parts = Parts::of(self.host[self.turn].as_mut_slice()?, num_rows);
+        let parts = Parts::of(self.host.next().as_mut_slice()?, num_rows);
         let mut num_decodes = 0;
         let mut row = 0;
         for sequence in batch.sequences {
@@ -207,7 +205,8 @@ impl BatchBuffers {
             parts.wanted[nth] = word(wanted.row)?;
             parts.sampling[nth] = wanted.sampling(&mut lists)?;
         }
-        lists.send(gpu)?;
+        let len = lists.len();
+        self.lists.send(gpu, len)?;
         for nth in wanted.len()..num_rows {
             parts.wanted[nth] = word(nth)?;
             parts.sampling[nth] = RowSampling::default();
@@ -222,7 +221,7 @@ impl BatchBuffers {
 
     /// Rows that are nothing but padding.
     pub(super) fn send_padding(&mut self, gpu: &Gpu, num_rows: usize) -> Result<OnDevice, Error> {
-        let bytes = self.host[self.turn].as_mut_slice()?;
+        let bytes = self.host.next().as_mut_slice()?;
         bytes.fill(0);
         let parts = Parts::of(bytes, num_rows);
         for (row, (decode, wanted)) in parts.decodes.iter_mut().zip(parts.wanted).enumerate().take(num_rows) {
@@ -233,7 +232,7 @@ impl BatchBuffers {
     }
 
     fn copy(&self, gpu: &Gpu, num_rows: usize) -> Result<(), Error> {
-        Ok(gpu.copy_to_device(&self.host[self.turn], 0..ROW_BYTES * room(num_rows), &self.device, 0)?)
+        Ok(gpu.copy_to_device(self.host.current(), 0..ROW_BYTES * room(num_rows), &self.device, 0)?)
     }
 
     /// Of the rows that logits are wanted of, how those from `first` on are sampled.

@@ -7,6 +7,7 @@
 
 mod batch;
 mod forward;
+mod in_turn;
 mod lists;
 mod output;
 mod scratch;

@@ -2,8 +2,9 @@ use fused_gpu::{Buffer, Event, Gpu, Pinned};
 use fused_virtual_memory::CudaMemory;
 use fused_vocabulary::TokenId;
 
+use super::Error;
+use super::in_turn::InTurn;
 use super::wanted::{Purpose, Wanted};
-use super::{Error, MAX_IN_FLIGHT};
 use crate::runner::SequenceOutput;
 use crate::sampler::{SampledToken, TokenLogprobs};
 
@@ -15,9 +16,7 @@ pub(super) struct Results {
     /// `[rows, 1 + 2 · max_top]` words: a row's log-probability, then ids and log-probabilities of the likeliest.
     pub(super) logprobs: Buffer,
     pub(super) max_top: usize,
-    /// In turn: while one is read, the device writes into another.
-    host: [HostResults; MAX_IN_FLIGHT],
-    turn: usize,
+    host: InTurn<HostResults>,
 }
 
 #[derive(Debug)]
@@ -61,8 +60,7 @@ impl Results {
             tokens: gpu.alloc_zeroed(4 * max_rows)?,
             logprobs: gpu.alloc_zeroed(row_bytes * max_rows)?,
             max_top,
-            host: [host()?, host()?],
-            turn: 0,
+            host: InTurn::new(host)?,
         })
     }
 
@@ -79,10 +77,9 @@ impl Results {
         num_sequences: usize,
         slots: fused_virtual_memory::Pinned<CudaMemory>,
     ) -> Result<InFlight, Error> {
-        self.turn = (self.turn + 1) % MAX_IN_FLIGHT;
         let row_bytes = self.row_bytes();
-        let Self { tokens, logprobs, host, turn, .. } = self;
-        let host = &mut host[*turn];
+        let Self { tokens, logprobs, host, .. } = self;
+        let host = host.next();
         gpu.copy_to_host(tokens, 0, &mut host.tokens, 0..4 * wanted.len())?;
         if wanted.iter().any(|wanted| wanted.num_top().is_some()) {
             gpu.copy_to_host(logprobs, 0, &mut host.logprobs, 0..row_bytes * wanted.len())?;
@@ -96,12 +93,12 @@ impl Results {
             },
             num_top: wanted.num_top(),
         });
-        Ok(InFlight { asked: asked.collect(), num_sequences, turn: self.turn, _slots: slots })
+        Ok(InFlight { asked: asked.collect(), num_sequences, turn: self.host.turn(), _slots: slots })
     }
 
     /// Waits for a step and reads its results: one output a sequence.
     pub(super) fn read(&self, step: InFlight) -> Result<Vec<SequenceOutput>, Error> {
-        let host = &self.host[step.turn];
+        let host = self.host.of_turn(step.turn);
         host.done.wait()?;
         let tokens: &[u32] = bytemuck::cast_slice(host.tokens.as_slice()?);
         let rows =

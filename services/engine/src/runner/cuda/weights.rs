@@ -5,6 +5,7 @@ use fused_gpu::{Buffer, Element, Gpu, Pinned, Result};
 use fused_kernels::Elements;
 use half::{bf16, f16};
 
+use super::in_turn::InTurn;
 use crate::model::{Layer, Linear, Model, Norm, Positions, Shape, Tensor};
 
 /// A weight matrix `[outputs, inputs]` on the device.
@@ -67,15 +68,11 @@ pub(super) struct Stager<'a> {
     stages: Mutex<Vec<Stage>>,
 }
 
-/// Page-locked memory of one thread: while one half is on its way, the other is written.
-#[derive(Debug)]
-struct Stage {
-    halves: [Pinned; 2],
-    turn: usize,
-}
+/// Page-locked memory of one thread.
+type Stage = InTurn<Pinned>;
 
 impl<'a> Stager<'a> {
-    const HALF_BYTES: usize = 8 << 20;
+    const STAGE_BYTES: usize = 8 << 20;
 
     pub(super) fn new(gpu: &'a Gpu, element: Element) -> Self {
         Self { gpu, element, stages: Mutex::default() }
@@ -88,10 +85,7 @@ impl<'a> Stager<'a> {
         let idle = self.stages.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut stage = match idle {
             Some(stage) => stage,
-            None => {
-                let half = || self.gpu.pinned(Self::HALF_BYTES);
-                Stage { halves: [half()?, half()?], turn: 0 }
-            }
+            None => Stage::new(|| self.gpu.pinned(Self::STAGE_BYTES))?,
         };
         match (self.element, tensor.elements()) {
             (Element::Bf16, Elements::Bf16(elements)) => {
@@ -122,15 +116,13 @@ impl<'a> Stager<'a> {
         buffer: &Buffer,
         stage: &mut Stage,
     ) -> Result<()> {
-        let at_once = Self::HALF_BYTES / 2;
+        let at_once = Self::STAGE_BYTES / 2;
         for (piece, nth) in elements.chunks(at_once).zip(0..) {
-            stage.turn = (stage.turn + 1) % 2;
-            let half = &mut stage.halves[stage.turn];
-            let words: &mut [u16] = bytemuck::cast_slice_mut(half.as_mut_slice()?);
+            let words: &mut [u16] = bytemuck::cast_slice_mut(stage.next().as_mut_slice()?);
             for (word, element) in words.iter_mut().zip(piece) {
                 *word = narrow(*element);
             }
-            self.gpu.copy_to_device(half, 0..2 * piece.len(), buffer, 2 * at_once * nth)?;
+            self.gpu.copy_to_device(stage.current(), 0..2 * piece.len(), buffer, 2 * at_once * nth)?;
         }
         Ok(())
     }

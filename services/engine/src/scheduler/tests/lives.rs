@@ -144,7 +144,7 @@ impl World {
         for scheduled in &step.scheduled {
             self.compute(scheduled);
         }
-        self.scheduler.commit(&step.scheduled);
+        step.scheduled.iter().for_each(|scheduled| self.scheduler.commit(scheduled, false));
         for scheduled in step.scheduled.iter().filter(|scheduled| scheduled.reaches_end) {
             self.draw(scheduled.id);
         }
