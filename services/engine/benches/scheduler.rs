@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use fused_engine::PolicyName;
 use fused_engine::kv::{KvCache, KvLayout, KvSize};
 use fused_engine::scheduler::{Known, Scheduler, SchedulerConfig, SequenceId};
+use fused_engine::{ChunkSize, PolicyName, PrefillOrder};
 use fused_virtual_memory::SimulatedMemory;
 use fused_vocabulary::TokenId;
 
@@ -43,7 +43,8 @@ impl Bench {
         let config = SchedulerConfig {
             policy: PolicyName::Sarathi,
             token_budget: NUM_RUNNING + 2048,
-            chunk_schedule: None,
+            prefill_order: PrefillOrder::default(),
+            chunks: ChunkSize::Budget,
         };
         let mut bench =
             Self { scheduler: Scheduler::new(config), kv, tokens: Vec::new(), num_known: Vec::new() };

@@ -4,7 +4,7 @@ use fused_virtual_memory::LinuxMemory;
 
 use crate::events;
 use crate::kv::{KvLayout, KvSize};
-use crate::{ChunkSchedule, Error, Order, PolicyName};
+use crate::{ChunkSchedule, Error, Order, PolicyName, PrefillOrder};
 
 /// The smallest page that is worth its system calls.
 const MIN_DEFAULT_PAGE_BYTES: usize = 64 << 10;
@@ -12,9 +12,6 @@ const MIN_DEFAULT_PAGE_BYTES: usize = 64 << 10;
 const MAX_DEFAULT_PAGES: usize = 16 << 10;
 /// The same where the page size is given.
 const MAX_PAGES: usize = 48 << 10;
-
-/// Slots for each sequence that may run: the rest keep the keys and values of ended ones. They cost addresses only.
-pub(crate) const SLOTS_A_SEQUENCE: usize = 4;
 
 /// Where an engine's weights come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,13 +38,15 @@ pub struct Config {
     pub policy: PolicyName,
     /// Which of two waiting requests is earlier.
     pub order: Order,
+    /// Which prompts share a step, under the policy `sarathi`.
+    pub prefill_order: PrefillOrder,
     /// Tokens of one step, decodes and prefill chunks together; at least `max_num_sequences`. Where
     /// `target_inter_token_latency` is given, that decides.
     pub token_budget: usize,
     /// How long a step may take, so that a running sequence has its next token in time: the token budget is set to what
     /// this machine computes in that time, measured at start. `None`: `token_budget` as it is.
     pub target_inter_token_latency: Option<Duration>,
-    /// Chunks that shrink as a prompt progresses; `None`: what the token budget leaves.
+    /// Chunks that shrink as a prompt progresses; `None`: so that a step takes no longer late in a long prompt.
     pub chunk_schedule: Option<ChunkSchedule>,
     /// Whether requests whose prompts begin alike share the memory of that beginning, and compute it once.
     pub prefix_cache: bool,
@@ -78,6 +77,7 @@ impl Default for Config {
             max_num_sequences: 64,
             policy: PolicyName::default(),
             order: Order::default(),
+            prefill_order: PrefillOrder::default(),
             token_budget: 512,
             target_inter_token_latency: None,
             chunk_schedule: None,
@@ -180,13 +180,13 @@ impl Config {
         let fitting_len = pool_bytes / needs.layout.token_bytes();
         let size = KvSize {
             num_sequences: self.max_num_sequences,
-            num_slots: self.max_num_sequences.saturating_mul(SLOTS_A_SEQUENCE),
+            num_slots: self.max_num_sequences,
             max_model_len,
             pool_bytes,
             shares_prefixes: self.prefix_cache,
         };
         if fitting_len >= max_model_len {
-            return Ok(KvPlan { size, page_bytes });
+            return Ok(KvPlan { size: size.with_slots_for(needs.layout, page_bytes), page_bytes });
         }
         if self.max_model_len.is_some() || fitting_len < 2 {
             let problem = format!(
@@ -196,7 +196,8 @@ impl Config {
             return Err(Error::setting("max_model_len", problem));
         }
         events::context_shortened(max_model_len, fitting_len);
-        Ok(KvPlan { size: KvSize { max_model_len: fitting_len, ..size }, page_bytes })
+        let size = KvSize { max_model_len: fitting_len, ..size };
+        Ok(KvPlan { size: size.with_slots_for(needs.layout, page_bytes), page_bytes })
     }
 
     fn wanted_model_len(&self, model_max_len: usize) -> Result<usize, Error> {
@@ -293,7 +294,7 @@ mod tests {
     fn by_default_half_of_the_memory_is_used_and_few_mappings() {
         let plan = Config::default().kv_plan(NEEDS).unwrap();
         assert_eq!((plan.size.pool_bytes, plan.page_bytes), (32 << 30, 2 << 20));
-        assert_eq!((plan.size.max_model_len, plan.size.num_slots), (8192, 256));
+        assert_eq!((plan.size.max_model_len, plan.size.num_slots), (8192, 64 + (16 << 10)));
     }
 
     #[test]

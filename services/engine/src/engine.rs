@@ -11,7 +11,7 @@ use crate::kv::KvCache;
 use crate::runner::Runner;
 use crate::scheduler::SchedulerConfig;
 use crate::service::EngineService;
-use crate::{Config, Error};
+use crate::{ChunkSize, Config, Error};
 
 /// The model behind an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,8 @@ impl Engine {
     ) -> Result<Self, Error> {
         let num_slots = kv.size().num_sequences;
         let (door, failure) =
-            core::start(core_config(config), runner, kv, lifecycle).map_err(Error::Thread)?;
+            core::start(core_config(config, runner.attention_parity()), runner, kv, lifecycle)
+                .map_err(Error::Thread)?;
         let service = EngineService::new(door, model, num_slots, config.prompt_timeout, lifecycle.clone());
         Ok(Self { service, failure })
     }
@@ -106,13 +107,19 @@ impl Engine {
     }
 }
 
-/// What the settings mean to the core.
-pub(crate) fn core_config(config: &Config) -> CoreConfig {
+/// What the settings mean to the core. `attention_parity`: see [`Runner::attention_parity`].
+pub(crate) fn core_config(config: &Config, attention_parity: Option<usize>) -> CoreConfig {
+    let chunks = match (config.chunk_schedule, attention_parity) {
+        (Some(schedule), _) => ChunkSize::Schedule(schedule),
+        (None, Some(parity_tokens)) => ChunkSize::Balanced { parity_tokens },
+        (None, None) => ChunkSize::Budget,
+    };
     CoreConfig {
         scheduler: SchedulerConfig {
             policy: config.policy,
             token_budget: config.token_budget,
-            chunk_schedule: config.chunk_schedule,
+            prefill_order: config.prefill_order,
+            chunks,
         },
         order: config.order,
         max_wait: config.target_time_to_first_token,

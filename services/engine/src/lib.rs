@@ -7,6 +7,7 @@
 
 mod budget;
 mod chunk_schedule;
+mod chunk_size;
 mod config;
 mod core;
 mod cpu;
@@ -28,9 +29,10 @@ mod service;
 pub mod simulation;
 
 pub use chunk_schedule::ChunkSchedule;
+pub use chunk_size::ChunkSize;
 pub use config::{Config, WeightSource};
 pub use engine::{Engine, ModelInfo};
 pub use error::Error;
-pub use policy_name::{Order, PolicyName};
+pub use policy_name::{Order, PolicyName, PrefillOrder};
 pub use scorer::{Scorer, Window};
 pub use service::EngineService;

@@ -84,6 +84,17 @@ pub enum Order {
     },
 }
 
+/// Which prompts share what a step's decodes leave of the token budget, under `sarathi`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrefillOrder {
+    /// The first in order has at least half of it, shorter ones share the rest, the shortest first: nobody waits for a long
+    /// prompt, and nobody starves.
+    #[default]
+    Shortest,
+    /// One after the other, in order.
+    Arrival,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -52,6 +52,7 @@ impl<R: Runner> EngineCore<R> {
     pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         self.free(id);
         let Some(request) = self.requests.get_mut(&id.request) else { return };
+        self.scheduler.note_output(request.num_output(id.idx));
         match request.finish(id.idx, reason) {
             Err(error) => self.fail(id.request, not_sent(error)),
             Ok(()) if request.is_finished() => {

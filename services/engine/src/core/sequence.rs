@@ -151,6 +151,12 @@ impl Request {
         self.prompt.len()
     }
 
+    /// Tokens of a sequence's output, without the one that ended it.
+    pub(super) fn num_output(&self, sequence_idx: u32) -> usize {
+        let sequence = self.sequences.get(sequence_idx as usize);
+        sequence.map_or(0, |sequence| sequence.tokens.len().saturating_sub(self.prompt.len()))
+    }
+
     /// Tokens of prompt and output, at most.
     pub(super) fn max_len(&self) -> usize {
         // The last one drawn is never computed.

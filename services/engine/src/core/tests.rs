@@ -23,7 +23,7 @@ use crate::request::tests::{EOS, MAX_MODEL_LEN, model, opening};
 use crate::request::{Limits, PromptReader, ValidGenerateRequest};
 use crate::runner::mock::{Fault, MockRunner, next_token};
 use crate::scheduler::SchedulerConfig;
-use crate::{ChunkSchedule, PolicyName};
+use crate::{ChunkSchedule, ChunkSize, PolicyName, PrefillOrder};
 
 pub(crate) const NUM_SLOTS: usize = 4;
 
@@ -48,7 +48,12 @@ pub(crate) fn mock_size(pool_bytes: usize) -> KvSize {
 /// Bounds for tests.
 pub(crate) fn core_config(token_budget: usize) -> CoreConfig {
     CoreConfig {
-        scheduler: SchedulerConfig { policy: PolicyName::Sarathi, token_budget, chunk_schedule: None },
+        scheduler: SchedulerConfig {
+            policy: PolicyName::Sarathi,
+            token_budget,
+            prefill_order: PrefillOrder::default(),
+            chunks: ChunkSize::Budget,
+        },
         order: Order::Fcfs,
         max_wait: None,
         max_waiting_requests: 8,

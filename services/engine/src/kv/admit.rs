@@ -139,6 +139,7 @@ impl<M: VirtualMemory> KvCache<M> {
         } else {
             let shared_bytes = self.end_bytes(found.slot, num_shared);
             let num_shared = if self.is_worth_sharing(shared_bytes, num_pages) { num_shared } else { 0 };
+            self.add_slot_if_none_is_empty();
             let Some(idx) = self.choose(found, num_shared, num_pages) else { return Ok(None) };
             self.share_beginning(found, idx, num_shared)?;
             (idx, self.end_bytes(found.slot, num_shared))
@@ -192,6 +193,7 @@ impl<M: VirtualMemory> KvCache<M> {
         let num_admitted = candidate.tokens.len();
         let num_tokens = candidate.num_reserved.max(num_admitted);
         self.slots[idx].state = State::Live { num_tokens, num_admitted, since: self.tick };
+        self.live.insert(idx);
         slot_id(idx)
     }
 

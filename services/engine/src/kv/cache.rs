@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,7 +22,12 @@ pub struct KvCache<M: VirtualMemory> {
     pub(super) memory: Arc<M>,
     pub(super) layout: KvLayout,
     pub(super) size: KvSize,
+    /// Those reserved until now, at most [`KvSize::num_slots`].
     pub(super) slots: Vec<Slot>,
+    /// Slots that have a sequence.
+    pub(super) live: BTreeSet<usize>,
+    /// Bytes of addresses of one slot.
+    slot_bytes: usize,
     pub(super) extents: Extents,
     pub(super) parked: Parked,
     /// `None`: keys and values are not used again.
@@ -66,8 +72,8 @@ pub struct SlotUse {
 }
 
 impl<M: VirtualMemory> KvCache<M> {
-    /// Reserves the addresses of all slots. Physical pages are created as they are needed. Nothing is mapped ahead of a
-    /// step by another thread before [`start_mapper`](Self::start_mapper).
+    /// Reserves the addresses of a slot for each sequence that may run; further slots and physical pages are made as they
+    /// are needed. Nothing is mapped ahead of a step by another thread before [`start_mapper`](Self::start_mapper).
     ///
     /// # Errors
     /// The pool cannot hold one sequence of the greatest length, or the system refuses.
@@ -84,17 +90,16 @@ impl<M: VirtualMemory> KvCache<M> {
         if slot_bytes / page_bytes > num_pages {
             return Err(Error::PoolTooSmall { slot_bytes, pool_bytes: num_pages * page_bytes });
         }
-        let slots = (0..num_slots).map(|_| Ok(Slot::new(memory.reserve(slot_bytes)?)));
-        let slots = slots.collect::<Result<Vec<_>, Error>>()?;
-        let mut parked = Parked::default();
-        (0..num_slots).for_each(|slot| parked.insert(slot, 0, 0));
-        Ok(Self {
+        let size = KvSize { num_slots, ..size };
+        let mut kv = Self {
             memory: Arc::new(memory),
             layout,
             size,
-            slots,
+            slots: Vec::new(),
+            live: BTreeSet::new(),
+            slot_bytes,
             extents: Extents::new(num_pages),
-            parked,
+            parked: Parked::default(),
             index: size.shares_prefixes.then(PrefixIndex::default),
             mapper: Mapper::inline(),
             num_in_transit: 0,
@@ -105,7 +110,31 @@ impl<M: VirtualMemory> KvCache<M> {
             typical_growth: 0.0,
             typical_pages: 0.0,
             ready: None,
-        })
+        };
+        for _ in 0..size.num_sequences {
+            kv.add_slot()?;
+        }
+        Ok(kv)
+    }
+
+    /// Reserves the addresses of one more slot.
+    fn add_slot(&mut self) -> Result<(), Error> {
+        let range = self.memory.reserve(self.slot_bytes)?;
+        self.parked.insert(self.slots.len(), 0, 0);
+        self.slots.push(Slot::new(range));
+        Ok(())
+    }
+
+    /// Makes sure of a slot without pages, as long as there may be more slots: an ended sequence then loses what it has for
+    /// want of memory only.
+    pub(super) fn add_slot_if_none_is_empty(&mut self) {
+        if self.parked.empty().next().is_none()
+            && self.slots.len() < self.size.num_slots
+            && self.add_slot().is_err()
+        {
+            // The system has no more addresses to give: from now on the slot longest out of use is taken.
+            self.size.num_slots = self.slots.len();
+        }
     }
 
     /// From now on a thread of its own maps ahead.
@@ -114,7 +143,7 @@ impl<M: VirtualMemory> KvCache<M> {
     /// The system has no thread to give.
     pub fn start_mapper(&mut self) -> Result<(), Error> {
         self.settle()?;
-        self.mapper = Mapper::thread(&self.memory, self.slots.len())?;
+        self.mapper = Mapper::thread(&self.memory, self.size.num_sequences + 1)?;
         Ok(())
     }
 
@@ -256,6 +285,7 @@ impl<M: VirtualMemory> KvCache<M> {
             None => content.num_valid = 0,
         }
         self.slots[idx].state = State::Parked { since: self.tick };
+        self.live.remove(&idx);
         self.parked.insert(idx, self.tick, self.slots[idx].num_pages());
         bytes
     }

@@ -107,7 +107,7 @@ impl<M: VirtualMemory> KvCache<M> {
         let parked = self.parked.oldest_first().find(is_free);
         let victim = parked.or_else(|| {
             let surplus = |idx: &usize| self.slots[*idx].extents.len() - self.slots[*idx].num_needed;
-            let live = (0..self.slots.len()).filter(|idx| self.slots[*idx].is_live()).filter(is_free);
+            let live = self.live.iter().copied().filter(is_free);
             live.filter(|idx| surplus(idx) > 0).max_by_key(|idx| (surplus(idx), std::cmp::Reverse(*idx)))
         });
         match victim {

@@ -30,7 +30,7 @@ impl<M: VirtualMemory> KvCache<M> {
     /// Slots in use.
     #[must_use]
     pub fn num_live(&self) -> usize {
-        self.slots.len() - self.parked.len()
+        self.live.len()
     }
 
     /// Counts the slots that were given back: while it stays the same, nobody for whom there was no room finds some.
@@ -70,7 +70,7 @@ impl<M: VirtualMemory> KvCache<M> {
             live_slots: self.num_live(),
             ..KvStats::default()
         };
-        for slot in self.slots.iter().filter(|slot| slot.is_live()) {
+        for slot in self.live.iter().map(|idx| &self.slots[*idx]) {
             let needed_bytes = slot.num_needed_pages() * page_bytes;
             stats.ahead_bytes += (slot.num_pages() - slot.num_needed_pages()) * page_bytes;
             stats.unused_bytes +=
@@ -103,6 +103,7 @@ impl<M: VirtualMemory> KvCache<M> {
         self.extents.is_consistent(uses, self.num_in_transit)
             && self.slots.iter().all(slot_is)
             && self.index.as_ref().is_none_or(|index| index.num_entries() == num_entries)
-            && self.slots.iter().filter(|slot| !slot.is_live()).count() == self.parked.len()
+            && self.slots.len() == self.parked.len() + self.live.len()
+            && self.slots.iter().enumerate().all(|(idx, slot)| slot.is_live() == self.live.contains(&idx))
     }
 }

@@ -67,6 +67,22 @@ pub struct Shape {
     pub feed_forward: FeedForward,
 }
 
+impl Shape {
+    /// Tokens of context at which attention does as much as everything else in a layer: two operations for each weight, and
+    /// four for each element of all query heads and token of context.
+    #[must_use]
+    pub fn attention_parity(&self) -> usize {
+        let attention = self.num_heads * self.head_dim;
+        let num_up = match self.feed_forward {
+            FeedForward::Plain => 1,
+            FeedForward::Gated => 2,
+        };
+        let outputs =
+            2 * attention + 2 * self.num_kv_heads * self.head_dim + (num_up + 1) * self.intermediate_size;
+        (outputs * self.hidden_size / (2 * attention).max(1)).max(1)
+    }
+}
+
 /// Layers that are read, checked and placed at once, where there are as many cores: each is in memory twice meanwhile.
 const MAX_LOADERS: usize = 8;
 

@@ -92,6 +92,12 @@ pub trait Runner: Send + 'static {
         1
     }
 
+    /// Tokens of context at which attention takes as long as everything else that is computed for a token; `None` where that
+    /// is not known, or contexts do not matter.
+    fn attention_parity(&self) -> Option<usize> {
+        None
+    }
+
     /// Has the device run all sequences in one batch, behind the steps launched before, and write their keys and values into
     /// their slots, which it holds until the step is finished. At least one sequence. On the CPU a sequence's output does not
     /// depend on what else is in the batch, bit for bit.

@@ -3,16 +3,18 @@
 //!
 //! Every step has a budget of tokens. By default running decodes come first, one token each; then the prompts being
 //! prefilled, in chunks of what the budget leaves; then waiting sequences, as long as slots and memory last. So a long prompt
-//! never holds up a decode. Other policies divide the same work otherwise (`policy`). Pure: no clock, no I/O, no randomness;
+//! never holds up a decode, and as shorter prompts share the budget with it (`prefills`), none of those either. Other policies divide the same work otherwise (`policy`). Pure: no clock, no I/O, no randomness;
 //! plain numbers in, a plan out.
 //!
-//! Turn and arrival decide all order. Where memory runs short the last in order gives way, a bounded number of times: after
-//! that it is admitted only with memory for all it may come to. Before it, and also where slots run short, those give way
-//! whose prompt does not come on.
+//! Turn and arrival decide all order. Where memory runs short the last in order gives way, and after the fourth time those
+//! that have done so less often; it is then admitted only with memory for what it is likely to come to. Before it, and also
+//! where slots run short, those give way whose prompt does not come on.
 
 mod admission;
+mod output_lengths;
 mod plan;
 mod policy;
+mod prefills;
 mod progress;
 mod running;
 mod step;
@@ -25,15 +27,18 @@ use std::collections::BTreeMap;
 use fused_virtual_memory::VirtualMemory;
 
 use crate::kv::{KvCache, SlotId};
-use crate::{ChunkSchedule, PolicyName};
+use crate::{ChunkSize, PolicyName, PrefillOrder};
+use admission::NoRoom;
+use output_lengths::OutputLengths;
 use plan::Plan;
 use policy::{Admits, Prefills, StepKind};
 use progress::{Progress, Running, WaitsFor};
 pub use step::{Known, Scheduled, SequenceId, Step};
 use waiting::Waiting;
 
-/// How often a sequence gives way to an older one; the next time it is admitted with all the memory it may need. Before its
-/// prompt is complete it does so once at most, and then waits for the rest of that.
+/// How often a sequence gives way to an older one before others give way in its place; from then on it is admitted with the
+/// memory that its output is likely to need. Before its prompt is complete it does so once at most, and then waits for the
+/// rest of that.
 const MAX_PREEMPTIONS: u32 = 4;
 
 /// How steps are made.
@@ -44,8 +49,10 @@ pub struct SchedulerConfig {
     /// The most tokens of one step; at least the number of running sequences, so that no decode is ever left out and a
     /// prefill always gets some.
     pub token_budget: usize,
-    /// Chunks that become smaller as a prompt goes on; none: all that the budget leaves.
-    pub chunk_schedule: Option<ChunkSchedule>,
+    /// Which prompts share what the decodes leave of the budget; `sarathi` alone has a choice.
+    pub prefill_order: PrefillOrder,
+    /// How large a chunk may be of what the budget leaves.
+    pub chunks: ChunkSize,
 }
 
 /// Waiting and running sequences, both in order. A sequence is in one of them.
@@ -54,16 +61,21 @@ pub struct Scheduler {
     config: SchedulerConfig,
     waiting: Waiting,
     running: BTreeMap<SequenceId, Running>,
-    /// For whom there was no room, and how many slots had been released then: before another one is, or could be, there is
-    /// none.
-    blocked: Option<(SequenceId, u64)>,
+    no_room: NoRoom,
+    lengths: OutputLengths,
 }
 
 impl Scheduler {
     /// Nobody waits and nobody runs.
     #[must_use]
     pub fn new(config: SchedulerConfig) -> Self {
-        Self { config, waiting: Waiting::default(), running: BTreeMap::new(), blocked: None }
+        Self {
+            config,
+            waiting: Waiting::default(),
+            running: BTreeMap::new(),
+            no_room: NoRoom::default(),
+            lengths: OutputLengths::default(),
+        }
     }
 
     /// Puts a sequence without tokens into the queue.
@@ -85,6 +97,7 @@ impl Scheduler {
     /// computed, as far as is known now.
     pub fn complete_prompt(&mut self, id: SequenceId, max_tokens: usize, num_cached: usize) {
         self.update(id, |progress| {
+            progress.num_prompt = progress.num_tokens;
             progress.max_tokens = Some(max_tokens);
             progress.num_cached = num_cached;
         });
@@ -94,6 +107,11 @@ impl Scheduler {
     #[must_use]
     pub fn slot(&self, id: SequenceId) -> Option<SlotId> {
         self.running.get(&id).map(|running| running.slot)
+    }
+
+    /// Notes that a sequence has ended by itself, with an output of so many tokens: what those behind it are likely to take.
+    pub fn note_output(&mut self, num_tokens: usize) {
+        self.lengths.note(num_tokens);
     }
 
     /// Forgets a sequence. Returns the slot that it had, for the caller to give back when no step works on it any more.
@@ -114,8 +132,8 @@ impl Scheduler {
         is_ahead: bool,
     ) -> Step {
         let mut step = Step { is_ahead, ..Step::default() };
-        for kind in policy::steps(self.config.policy) {
-            let mut plan = Plan::new(*kind, self.config.chunk_schedule, self.budget(kind, kv), step);
+        for kind in policy::steps(&self.config) {
+            let mut plan = Plan::new(*kind, self.config.chunks, self.budget(kind, kv), step);
             self.fill(&mut plan, kv, &known);
             step = plan.step;
             if !step.scheduled.is_empty() {
@@ -172,7 +190,7 @@ impl Scheduler {
             Prefills::Whole => {
                 self.config.token_budget.max(kv.size().max_model_len + kv.size().num_sequences)
             }
-            Prefills::Chunks | Prefills::None => self.config.token_budget,
+            Prefills::Shared | Prefills::Chunks | Prefills::None => self.config.token_budget,
         }
     }
 
@@ -193,8 +211,15 @@ impl Scheduler {
             self.continue_running(plan, kv, Running::is_decode);
         }
         // Whoever is short of memory comes before those who would take it here; in the next step, when others may give way.
-        if kind.prefills != Prefills::None && !plan.step.is_held_up {
-            self.continue_running(plan, kv, |running| !running.is_decode());
+        if plan.step.is_held_up {
+            return;
+        }
+        match kind.prefills {
+            Prefills::None => {}
+            Prefills::Shared => return self.share_prefills(plan, kv, known, admits),
+            Prefills::Chunks | Prefills::Whole => {
+                self.continue_running(plan, kv, |running| !running.is_decode())
+            }
         }
         if admits && !plan.step.is_held_up {
             self.admit_waiting(plan, kv, known);

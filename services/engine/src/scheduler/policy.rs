@@ -1,4 +1,5 @@
-use crate::PolicyName;
+use super::SchedulerConfig;
+use crate::{PolicyName, PrefillOrder};
 
 /// What a step may hold. A policy is a list of these: the first that comes to anything is the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +15,9 @@ pub(super) struct StepKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prefills {
     None,
-    /// In chunks of what the token budget leaves.
+    /// In chunks of what the token budget leaves, which shorter prompts share with the first in order.
+    Shared,
+    /// In chunks, one prompt after the other.
     Chunks,
     /// Each in one step, however long.
     Whole,
@@ -37,13 +40,16 @@ const DECODES: StepKind = StepKind { has_decodes: true, prefills: Prefills::None
 /// - `orca`: iteration-level batching (Orca, OSDI'22): whole prompts beside the decodes.
 /// - `fastertransformer`: request-level batching: nobody joins a batch before all of it has ended.
 /// - `simple-chunking`: chunks of prompts, but first and among themselves.
-pub(super) fn steps(policy: PolicyName) -> &'static [StepKind] {
+pub(super) fn steps(config: &SchedulerConfig) -> &'static [StepKind] {
     use Admits::{Always, WhenIdle};
-    use Prefills::{Chunks, Whole};
+    use Prefills::{Chunks, Shared, Whole};
     const fn kind(has_decodes: bool, prefills: Prefills, admits: Admits) -> StepKind {
         StepKind { has_decodes, prefills, admits }
     }
-    match policy {
+    match config.policy {
+        PolicyName::Sarathi if config.prefill_order == PrefillOrder::Shortest => {
+            const { &[kind(true, Shared, Always)] }
+        }
         PolicyName::Sarathi => const { &[kind(true, Chunks, Always)] },
         PolicyName::Vllm => const { &[kind(false, Whole, Always), DECODES] },
         PolicyName::Orca => const { &[kind(true, Whole, Always)] },

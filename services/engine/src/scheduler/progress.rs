@@ -5,6 +5,8 @@ use crate::kv::{Coming, SlotId};
 pub(super) struct Progress {
     /// Tokens of prompt and output, as far as they have arrived or been drawn.
     pub(super) num_tokens: usize,
+    /// Of those, the prompt's; counted once all of it has arrived.
+    pub(super) num_prompt: usize,
     /// The most tokens it can come to; known, as this shows, once all of the prompt is.
     pub(super) max_tokens: Option<usize>,
     /// Of those known, how many others had computed, or were about to, when that was looked up last.
@@ -15,6 +17,8 @@ pub(super) struct Progress {
     pub(super) num_preemptions: u32,
     /// What another sequence computes for it.
     pub(super) coming: Option<Coming>,
+    /// Tokens of sequences behind it that were admitted while there was no room for it.
+    pub(super) num_passed_tokens: usize,
 }
 
 /// What a sequence waits for whose prompt is still arriving.
@@ -53,7 +57,17 @@ impl Progress {
         }
     }
 
-    /// Of those, the ones that nobody has computed, as far as is known.
+    /// Tokens that have been drawn.
+    pub(super) fn num_output(&self) -> usize {
+        self.num_tokens.saturating_sub(self.num_prompt)
+    }
+
+    /// Tokens that may still be drawn.
+    pub(super) fn num_left(&self) -> usize {
+        self.max_tokens.map_or(0, |max_tokens| max_tokens.saturating_sub(self.num_tokens))
+    }
+
+    /// Of the tokens that may be computed, the ones that nobody has, as far as is known.
     pub(super) fn num_uncached(&self) -> usize {
         self.num_ready().saturating_sub(self.num_cached)
     }

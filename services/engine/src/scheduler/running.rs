@@ -30,12 +30,17 @@ impl Scheduler {
             }
         }
         for id in without_memory {
-            self.continue_short(id, plan, kv);
+            self.continue_one(id, plan, kv);
         }
     }
 
-    /// Schedules a running sequence that needs more memory; makes others give way for it.
-    fn continue_short<M: VirtualMemory>(&mut self, id: SequenceId, plan: &mut Plan, kv: &mut KvCache<M>) {
+    /// Schedules a running sequence; makes others give way for it where it needs more memory than there is.
+    pub(super) fn continue_one<M: VirtualMemory>(
+        &mut self,
+        id: SequenceId,
+        plan: &mut Plan,
+        kv: &mut KvCache<M>,
+    ) {
         // Unknown once it has given way in this very step.
         while let Some(running) = self.running.get(&id) {
             let num_tokens = plan.share(running.num_computed, running.num_uncomputed(), running.is_decode());

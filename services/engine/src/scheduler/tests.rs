@@ -1,6 +1,7 @@
 use fused_virtual_memory::SimulatedMemory;
 use fused_vocabulary::TokenId;
 
+use super::admission::Looking;
 use super::*;
 use crate::kv::{self, KvLayout, KvSize};
 
@@ -36,7 +37,12 @@ fn sarathi(token_budget: usize) -> Scheduler {
 }
 
 fn with_policy(policy: PolicyName, token_budget: usize) -> Scheduler {
-    Scheduler::new(SchedulerConfig { policy, token_budget, chunk_schedule: None })
+    Scheduler::new(SchedulerConfig {
+        policy,
+        token_budget,
+        prefill_order: PrefillOrder::default(),
+        chunks: ChunkSize::Budget,
+    })
 }
 
 fn id(request: u64) -> SequenceId {
@@ -80,14 +86,92 @@ fn a_long_prompt_is_prefilled_beside_running_decodes() {
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 0, 3, true)]);
     arrive(&mut scheduler, 1, 20);
     arrive(&mut scheduler, 2, 2);
-    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 3, 1, true), (1, 0, 7, false)]);
-    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 4, 1, true), (1, 7, 7, false)]);
+    let step = plan(&run(&mut scheduler, &mut kv));
     assert_eq!(
-        plan(&run(&mut scheduler, &mut kv)),
-        [(0, 5, 1, true), (1, 14, 6, true), (2, 0, 1, false)],
-        "two prefills share what the decode leaves"
+        step,
+        [(0, 3, 1, true), (2, 0, 2, true), (1, 0, 5, false)],
+        "the short one passes the long one"
     );
-    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 6, 1, true), (1, 20, 1, true), (2, 1, 1, true)]);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 4, 1, true), (2, 2, 1, true), (1, 5, 6, false)]);
+}
+
+#[test]
+fn in_order_of_arrival_a_prompt_has_all_that_the_decodes_leave() {
+    let config = SchedulerConfig {
+        policy: PolicyName::Sarathi,
+        token_budget: 8,
+        prefill_order: PrefillOrder::Arrival,
+        chunks: ChunkSize::Budget,
+    };
+    let (mut scheduler, mut kv) = (Scheduler::new(config), cache(4, 40));
+    arrive(&mut scheduler, 1, 14);
+    arrive(&mut scheduler, 2, 3);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 0, 8, false)]);
+    let step = plan(&run(&mut scheduler, &mut kv));
+    assert_eq!(step, [(1, 8, 6, true), (2, 0, 2, false)], "two prefills share what the first leaves");
+}
+
+#[test]
+fn shorter_prompts_have_half_of_the_budget_and_the_first_the_rest() {
+    let (mut scheduler, mut kv) = (sarathi(16), cache(8, 80));
+    arrive(&mut scheduler, 0, 40);
+    for (request, num_tokens) in [(1, 6), (2, 3), (3, 40), (4, 4)] {
+        arrive(&mut scheduler, request, num_tokens);
+    }
+    // The shortest first; one that is no shorter than the first has no part in it.
+    let expected = [(2, 0, 3, true), (4, 0, 4, true), (1, 0, 1, false), (0, 0, 8, false)];
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), expected);
+    // Two decodes; of fourteen tokens seven may go to others, which need five.
+    let expected = [(2, 3, 1, true), (4, 4, 1, true), (1, 1, 5, true), (0, 8, 9, false)];
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), expected);
+    assert_eq!(scheduler.num_waiting(), 1);
+}
+
+#[test]
+fn a_prompt_that_waits_for_memory_is_passed_by_as_many_tokens_as_it_has_itself() {
+    // Eighteen pages of four tokens; ten are the first one's.
+    let (mut scheduler, mut kv) = (sarathi(64), cache(16, 18));
+    arrive(&mut scheduler, 0, 38);
+    run(&mut scheduler, &mut kv);
+    arrive(&mut scheduler, 1, 36);
+    (2..30).for_each(|request| arrive(&mut scheduler, request, 3));
+    let mut num_passed = 0;
+    for _ in 0..40 {
+        let step = scheduler.schedule(&mut kv, unshared, false);
+        step.scheduled.iter().for_each(|scheduled| scheduler.commit(scheduled, false));
+        num_passed += step.admitted.len();
+        assert!(!step.admitted.contains(&(id(1), 0)));
+        // Whoever passes ends at once.
+        for (id, _) in step.admitted {
+            kv.release(scheduler.remove(id).unwrap());
+        }
+    }
+    assert_eq!(num_passed, 12);
+    remove(&mut scheduler, 0, &mut kv);
+    assert!(run(&mut scheduler, &mut kv).admitted.contains(&(id(1), 0)));
+}
+
+#[test]
+fn one_that_gave_way_too_often_asks_for_what_its_output_is_likely_to_need() {
+    let (mut scheduler, mut kv) = (sarathi(64), cache(4, 20));
+    (0..300).for_each(|_| scheduler.note_output(4));
+    arrive(&mut scheduler, 0, 8);
+    run(&mut scheduler, &mut kv);
+    let mut plan = Plan::new(policy::steps(&scheduler.config)[0], ChunkSize::Budget, 64, Step::default());
+    for _ in 0..MAX_PREEMPTIONS {
+        scheduler.preempt(id(0), &mut plan, &mut kv);
+        let progress = scheduler.waiting.get(id(0)).unwrap();
+        assert_eq!(scheduler.num_reserved(progress) > progress.num_tokens, progress.num_preemptions >= 4);
+        let known = |id| unshared(id);
+        assert!(scheduler.admit_next(id(0), &mut plan, &mut kv, &known, &mut Looking::new(true, true)));
+    }
+    // Nine known, of an output of four: three to come, not the thirty-one that it may.
+    let progress = Progress { num_preemptions: MAX_PREEMPTIONS, ..scheduler.running[&id(0)].progress };
+    assert_eq!(scheduler.num_reserved(progress), 9 + 3);
+    let twice = Progress { num_preemptions: MAX_PREEMPTIONS + 1, ..progress };
+    assert_eq!(scheduler.num_reserved(twice), 9 + 6);
+    let often = Progress { num_preemptions: u32::MAX, ..progress };
+    assert_eq!(scheduler.num_reserved(often), MAX_MODEL_LEN);
 }
 
 #[test]
@@ -115,7 +199,7 @@ fn the_youngest_gives_way_and_is_computed_again_with_what_it_had_drawn() {
         preempted = run(&mut scheduler, &mut kv).preempted;
     }
     assert_eq!(preempted, [id(1)]);
-    let (first, Progress { num_tokens: known, .. }) = scheduler.waiting.next_ready(None).unwrap();
+    let (first, Progress { num_tokens: known, .. }) = scheduler.waiting.ready().next().unwrap();
     assert!(first == id(1) && known > 15);
     arrive(&mut scheduler, 2, 1);
     run(&mut scheduler, &mut kv);

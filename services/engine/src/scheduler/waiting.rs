@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 use super::SequenceId;
 use super::progress::Progress;
@@ -36,10 +35,13 @@ impl Waiting {
         }
     }
 
-    /// The first that can run, of those behind `after`.
-    pub(super) fn next_ready(&self, after: Option<SequenceId>) -> Option<(SequenceId, Progress)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.ready.range((from, Bound::Unbounded)).next().map(|(id, progress)| (*id, *progress))
+    /// Those that can run, in order.
+    pub(super) fn ready(&self) -> impl Iterator<Item = (SequenceId, Progress)> {
+        self.ready.iter().map(|(id, progress)| (*id, *progress))
+    }
+
+    pub(super) fn get(&self, id: SequenceId) -> Option<Progress> {
+        self.ready.get(&id).or_else(|| self.arriving.get(&id)).copied()
     }
 
     pub(super) fn len(&self) -> usize {

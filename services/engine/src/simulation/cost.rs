@@ -84,6 +84,12 @@ impl ModelShape {
         }
     }
 
+    /// Tokens of context at which attention does as much as everything else in a layer.
+    pub(super) fn attention_parity(&self) -> usize {
+        let attention = (self.num_layers * self.num_heads * self.head_dim) as f64;
+        (self.num_layer_parameters / (2.0 * attention).max(1.0)) as usize
+    }
+
     /// What a token's keys and values look like in memory.
     #[must_use]
     pub fn layout(&self) -> KvLayout {

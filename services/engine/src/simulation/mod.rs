@@ -15,9 +15,8 @@ mod runner;
 mod tests;
 mod workload;
 
-use fused_virtual_memory::{DriverCosts, SimulatedMemory};
+use fused_virtual_memory::{DriverCosts, SimulatedMemory, VirtualMemory};
 
-use crate::config::SLOTS_A_SEQUENCE;
 use crate::core::{CoreConfig, Progress, assemble};
 use crate::engine;
 use crate::kv::{KvCache, KvSize};
@@ -110,12 +109,14 @@ fn kv(config: &SimulationConfig) -> Result<KvCache<SimulatedMemory>, Error> {
     let memory = memory.map_err(crate::Error::from)?.with_costs(DriverCosts::h200());
     let size = KvSize {
         num_sequences: engine.max_num_sequences,
-        num_slots: engine.max_num_sequences.saturating_mul(SLOTS_A_SEQUENCE),
+        num_slots: engine.max_num_sequences,
         max_model_len,
         pool_bytes,
         shares_prefixes: engine.prefix_cache,
     };
-    Ok(KvCache::new(memory, config.cost.model.layout(), size).map_err(crate::Error::from)?)
+    let layout = config.cost.model.layout();
+    let size = size.with_slots_for(layout, memory.page_bytes());
+    Ok(KvCache::new(memory, layout, size).map_err(crate::Error::from)?)
 }
 
 fn given<T>(setting: &'static str, value: Option<T>) -> Result<T, Error> {
@@ -140,5 +141,9 @@ fn model(config: &SimulationConfig) -> Result<ModelInfo, Error> {
 /// Every client reads at once, but what it is sent is looked at only after a step.
 fn core_config(config: &SimulationConfig, workload: &Workload) -> CoreConfig {
     let longest = workload.arrivals().iter().map(|arrival| arrival.num_output).max().unwrap_or(0);
-    CoreConfig { stream_buffer: longest.saturating_add(2), ..engine::core_config(&config.engine) }
+    let parity = config.cost.model.attention_parity();
+    CoreConfig {
+        stream_buffer: longest.saturating_add(2),
+        ..engine::core_config(&config.engine, Some(parity))
+    }
 }

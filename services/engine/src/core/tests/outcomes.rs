@@ -178,7 +178,7 @@ fn no_sequence_overtakes_the_one_that_computes_the_prompts_logprobs() {
     // The others find the prompt computed, and what the first leaves of the budget is enough for them.
     let schedule = ChunkSchedule { high: 8, low: 8, max_tokens: 64, stages: 1 };
     let mut config = core_config(64);
-    config.scheduler.chunk_schedule = Some(schedule);
+    config.scheduler.chunks = ChunkSize::Schedule(schedule);
     let mut harness = Harness::with(64, config);
     let prompt: Vec<u32> = (0..40).collect();
     let before = harness.send(max_tokens("before", 1), &prompt);

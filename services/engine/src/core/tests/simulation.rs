@@ -83,14 +83,19 @@ fn config() -> impl Strategy<Value = CoreConfig> {
     ];
     let policy = prop_oneof![2 => Just(PolicyName::Sarathi), 1 => prop::sample::select(&PolicyName::ALL)];
     (policy, schedule, order, NUM_SLOTS..80).prop_map(|(policy, schedule, order, token_budget)| {
-        let chunk_schedule = schedule.map(|(high, low, stages)| ChunkSchedule {
-            high,
-            low,
-            max_tokens: MAX_MODEL_LEN,
-            stages,
-        });
+        let chunks = match schedule {
+            None => ChunkSize::Balanced { parity_tokens: 8 },
+            Some((high, low, stages)) => {
+                ChunkSize::Schedule(ChunkSchedule { high, low, max_tokens: MAX_MODEL_LEN, stages })
+            }
+        };
         CoreConfig {
-            scheduler: SchedulerConfig { policy, token_budget, chunk_schedule },
+            scheduler: SchedulerConfig {
+                policy,
+                token_budget,
+                prefill_order: PrefillOrder::default(),
+                chunks,
+            },
             order,
             stream_buffer: 40,
             ..core_config(token_budget)

@@ -91,6 +91,10 @@ impl CpuRunner {
 impl Runner for CpuRunner {
     type Memory = LinuxMemory;
 
+    fn attention_parity(&self) -> Option<usize> {
+        Some(self.model.shape.attention_parity())
+    }
+
     /// Computes at once: there is no device to wait for.
     fn launch(
         &mut self,

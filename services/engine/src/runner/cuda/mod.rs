@@ -243,6 +243,10 @@ impl Runner for CudaRunner {
         MAX_IN_FLIGHT
     }
 
+    fn attention_parity(&self) -> Option<usize> {
+        Some(self.weights.shape.attention_parity())
+    }
+
     fn launch(
         &mut self,
         sequences: &[SequenceStep<'_>],

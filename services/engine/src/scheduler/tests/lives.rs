@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ChunkSchedule;
 
 /// What a sequence is going to do.
 #[derive(Clone, Debug)]
@@ -133,7 +134,8 @@ impl World {
             let seen = self.seen_mut(*id);
             seen.num_computed = 0;
             seen.num_preemptions += 1;
-            assert!(seen.num_preemptions <= MAX_PREEMPTIONS + 1, "it gives way without an end");
+            let most = MAX_PREEMPTIONS + 1 + MAX_MODEL_LEN.ilog2() + 1;
+            assert!(seen.num_preemptions <= most, "it gives way without an end");
         }
         for (id, num_cached) in &step.admitted {
             self.seen_mut(*id).num_computed = *num_cached;
@@ -165,9 +167,7 @@ impl World {
         }
         // The engine sleeps after a step that did nothing: nobody may be left who could have run.
         if step.is_empty() {
-            let mut ready = std::iter::successors(self.scheduler.waiting.next_ready(None), |(id, _)| {
-                self.scheduler.waiting.next_ready(Some(*id))
-            });
+            let mut ready = self.scheduler.waiting.ready();
             assert!(!ready.any(|(_, progress)| progress.prompt_is_complete()), "somebody is forgotten");
             assert!(self.scheduler.running.values().all(Running::is_stalled), "somebody does not go on");
         }
@@ -194,6 +194,7 @@ impl World {
         seen.num_drawn += 1;
         seen.is_done = seen.num_drawn == num_output;
         if seen.is_done {
+            self.scheduler.note_output(num_output);
             if let Some(slot) = self.scheduler.remove(id) {
                 self.kv.release(slot);
             }
@@ -208,19 +209,21 @@ impl World {
     }
 }
 
-fn chunk_schedule() -> impl Strategy<Value = Option<ChunkSchedule>> {
+fn chunks() -> impl Strategy<Value = ChunkSize> {
     let schedule =
         (1..24usize, 1..8usize, 1..MAX_MODEL_LEN, 1..6usize).prop_map(|(high, low, max_tokens, stages)| {
-            ChunkSchedule { high, low: low.min(high), max_tokens, stages }
+            ChunkSize::Schedule(ChunkSchedule { high, low: low.min(high), max_tokens, stages })
         });
-    prop::option::of(schedule)
+    let balanced = (1..60usize).prop_map(|parity_tokens| ChunkSize::Balanced { parity_tokens });
+    prop_oneof![Just(ChunkSize::Budget), balanced, schedule]
 }
 
 proptest! {
     #[test]
     fn everyone_is_served_in_bounds(
         policy in prop::sample::select(PolicyName::ALL.to_vec()),
-        chunk_schedule in chunk_schedule(),
+        prefill_order in prop::sample::select(vec![PrefillOrder::Shortest, PrefillOrder::Arrival]),
+        chunks in chunks(),
         lives in prop::collection::vec(life(), 1..14),
         num_sequences in 1..5usize,
         num_spare_slots in 0..5usize,
@@ -228,7 +231,7 @@ proptest! {
         num_pages in 10..26usize,
     ) {
         let token_budget = num_sequences + spare_budget;
-        let config = SchedulerConfig { policy, token_budget, chunk_schedule };
+        let config = SchedulerConfig { policy, token_budget, prefill_order, chunks };
         // Each step computes a token of somebody, at worst alone and after computing all its known ones again.
         let total: usize = lives.iter().map(|life| life.prompt_len() + life.num_output).sum();
         let kv = cache_with_spare_slots(num_sequences, num_spare_slots, num_pages);
