@@ -87,12 +87,41 @@ pub enum Order {
 /// Which prompts share what a step's decodes leave of the token budget, under `sarathi`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PrefillOrder {
-    /// The first in order has at least half of it, shorter ones share the rest, the shortest first: nobody waits for a long
-    /// prompt, and nobody starves.
+    /// The first in order has at least a quarter of it, shorter ones share the rest, the shortest first: nobody waits for a
+    /// long prompt, and nobody starves.
     #[default]
     Shortest,
     /// One after the other, in order.
     Arrival,
+}
+
+impl PrefillOrder {
+    /// All of them, the default first.
+    pub const ALL: [Self; 2] = [Self::Shortest, Self::Arrival];
+
+    /// The name in settings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shortest => "shortest",
+            Self::Arrival => "arrival",
+        }
+    }
+}
+
+impl FromStr for PrefillOrder {
+    type Err = Error;
+
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// No order has this name; says which there are.
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|order| order.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::setting("prefill_order", format!("`{name}` is not known; there are {names}"))
+        })
+    }
 }
 
 #[cfg(test)]

@@ -53,6 +53,10 @@ pub struct EngineFlags {
     #[arg(long, value_name = "NAME", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduling_order: Option<String>,
+    /// Which prompts share a step under sarathi: shortest, or arrival, one after the other [default: shortest]
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_order: Option<String>,
     /// Waiting this long is worth one step of priority [default: 10]
     #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -14,6 +14,6 @@ mod spelling;
 
 pub use flags::EngineFlags;
 pub use load::{SettingsError, load, load_engine};
-pub use scheduling::{ORDERS, POLICIES};
+pub use scheduling::{ORDERS, POLICIES, PREFILL_ORDERS};
 pub use service_flags::Flags;
 pub use settings::Settings;

@@ -19,6 +19,9 @@ const NUM_SHOWN_POLICIES: usize = 5;
 /// The values of `scheduling_order`, the default first.
 pub const ORDERS: [&str; 2] = ["fcfs", "priority"];
 
+/// The values of `prefill_order`, the default first.
+pub const PREFILL_ORDERS: [&str; 2] = ["shortest", "arrival"];
+
 /// A shorter ageing would outweigh every priority, and a longer one than a day none.
 const AGEING_S: RangeInclusive<f64> = 0.001..=86_400.0;
 /// From less than any step takes to more than anybody waits for a token.
@@ -43,6 +46,7 @@ pub(crate) fn complete(settings: &mut Settings) {
 pub(crate) fn check(settings: &Settings) -> Result<(), SettingsError> {
     one_of("scheduling_policy", &settings.scheduling_policy, &POLICIES, NUM_SHOWN_POLICIES)?;
     one_of("scheduling_order", &settings.scheduling_order, &ORDERS, ORDERS.len())?;
+    one_of("prefill_order", &settings.prefill_order, &PREFILL_ORDERS, PREFILL_ORDERS.len())?;
     within("priority_ageing_s", settings.priority_ageing_s, AGEING_S)?;
     within("target_time_to_first_token_s", settings.target_time_to_first_token_s, TIME_TO_FIRST_TOKEN_S)?;
     if let Some(latency_ms) = settings.target_inter_token_latency_ms {

@@ -38,6 +38,10 @@ pub struct Settings {
     /// Which of two waiting requests is earlier: `fcfs`, or `priority`, the one of lower `priority` number.
     #[serde(deserialize_with = "text")]
     pub scheduling_order: String,
+    /// Which prompts share what a step's decodes leave, under `sarathi`: `shortest`, where shorter ones pass the first
+    /// in order, which keeps a quarter, or `arrival`, one after the other.
+    #[serde(deserialize_with = "text")]
+    pub prefill_order: String,
     /// Under `priority`: waiting so many seconds is worth one step of priority.
     pub priority_ageing_s: f64,
     /// Tokens of one step, decodes and prefill chunks together (Sarathi-Serve's token budget); none: what meets
@@ -134,6 +138,7 @@ impl Default for Settings {
             max_num_sequences: 64,
             scheduling_policy: "sarathi".to_owned(),
             scheduling_order: "fcfs".to_owned(),
+            prefill_order: "shortest".to_owned(),
             priority_ageing_s: 10.0,
             token_budget: None,
             target_inter_token_latency_ms: None,

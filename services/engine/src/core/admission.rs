@@ -1,9 +1,19 @@
+//! Which requests are refused because they would wait for too long.
+
 use std::time::Duration;
 
 use fused_status::{Code, Error};
 
+use super::EngineCore;
+use crate::Order;
+use crate::runner::Runner;
+use crate::scheduler::{Newcomer, Pace, Room, SequenceId};
+
 /// Tokens after which a measurement counts a third of what it did.
 const MEMORY_TOKENS: f64 = 16_384.0;
+
+/// Steps after which one is forgotten: a second or so.
+const STEPS_REMEMBERED: u32 = 64;
 
 /// How fast prompts are computed, from the steps until now: a mean that forgets, in which a step weighs as much as it has
 /// tokens, because small ones say nothing about what the machine can do.
@@ -23,24 +33,81 @@ impl PrefillRate {
         self.weight += weight * (1.0 - self.weight);
     }
 
-    /// How long so many tokens take; no time as long as nothing has been measured.
-    pub(super) fn time(&self, num_tokens: usize) -> Duration {
-        if self.weight == 0.0 {
-            return Duration::ZERO;
-        }
-        let tokens_per_s = self.weighted_tokens_per_s / self.weight;
-        Duration::try_from_secs_f64(num_tokens as f64 / tokens_per_s).unwrap_or(Duration::MAX)
+    /// Seconds that a token takes; none as long as nothing has been measured.
+    pub(super) fn s_per_token(&self) -> f64 {
+        if self.weight == 0.0 { 0.0 } else { self.weight / self.weighted_tokens_per_s }
     }
 }
 
-/// Refuses where the prompts that wait already take longer than `target`, whatever the new one's length: it would not be
-/// answered in time, and those before it are not helped by its waiting.
+/// How long sequences wait from one token to the next: a mean of the last steps with decodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StepRate {
+    s_per_step: f64,
+    num_steps: u32,
+}
+
+impl StepRate {
+    /// Takes in a step in which sequences drew their next token.
+    pub(super) fn note(&mut self, took: Duration) {
+        self.num_steps = (self.num_steps + 1).min(STEPS_REMEMBERED);
+        self.s_per_step += (took.as_secs_f64() - self.s_per_step) / f64::from(self.num_steps);
+    }
+}
+
+impl<R: Runner> EngineCore<R> {
+    /// Refuses a request that would wait for longer than it may, whatever its own length: one whose prompt alone takes longer
+    /// is not served sooner by another try, and neither is one that waits for its own request's other prompts.
+    pub(super) fn check_wait(&self, number: u64) -> Result<(), Error> {
+        let (Some(max_wait), Some(request)) = (self.max_wait, self.requests.get(&number)) else { return Ok(()) };
+        let Some(id) = request.ids().next().filter(|id| self.scheduler.slot(*id).is_none()) else { return Ok(()) };
+        let num_tokens = request.prompt_len();
+        let num_uncached = self.scheduler.num_tokens_to_prefill_of(id);
+        let newcomer = Newcomer { id: Some(id), num_tokens, num_uncached };
+        let group = request.request.group_id.as_deref();
+        let is_own = |id: SequenceId| {
+            let other = || self.requests.get(&id.request).and_then(|other| other.request.group_id.as_deref());
+            id.request == number || group.is_some_and(|group| other() == Some(group))
+        };
+        check(self.scheduler.wait(newcomer, self.pace(), self.room(), is_own), Some(max_wait))
+    }
+
+    /// How long a request that comes now would wait if it had the shortest of prompts: where priorities decide about that, it
+    /// is not known before its own is.
+    pub(super) fn least_wait(&self) -> Duration {
+        let is_free = self.scheduler.num_waiting() == 0 && self.scheduler.num_running() < self.room().num_sequences;
+        if self.max_wait.is_none() || is_free || self.order != Order::Fcfs {
+            return Duration::ZERO;
+        }
+        let newcomer = Newcomer { id: None, num_tokens: 1, num_uncached: 0 };
+        self.scheduler.wait(newcomer, self.pace(), self.room(), |_| false)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            s_per_step: self.step_rate.s_per_step,
+            s_per_prefill_token: self.prefill_rate.s_per_token(),
+        }
+    }
+
+    fn room(&self) -> Room {
+        let token_bytes = self.kv.layout().token_bytes().max(1);
+        let stats = self.kv.stats();
+        Room {
+            num_sequences: self.kv.size().num_sequences,
+            free_tokens: stats.total_bytes.saturating_sub(stats.mapped_bytes) / token_bytes,
+            used_tokens: stats.mapped_bytes / token_bytes,
+        }
+    }
+}
+
+/// Refuses where the wait is over `target`: the request would not be answered in time, and those before it are not helped
+/// by its waiting.
 pub(super) fn check(wait: Duration, target: Option<Duration>) -> Result<(), Error> {
     match target {
         Some(target) if wait > target => {
             let message = format!(
-                "the prompts that wait already take about {:.0} s, more than target_time_to_first_token_s, which is {}; \
-                 try again later",
+                "the request would wait for about {:.0} s, more than target_time_to_first_token_s, which is {}; try again \
+                 later",
                 wait.as_secs_f64().ceil(),
                 target.as_secs_f64()
             );
@@ -57,10 +124,10 @@ mod tests {
     #[test]
     fn large_steps_say_how_fast_the_machine_is() {
         let mut rate = PrefillRate::default();
-        assert_eq!(rate.time(1_000_000), Duration::ZERO, "nothing is known as yet");
+        assert_eq!(rate.s_per_token(), 0.0, "nothing is known as yet");
         rate.note(2, Duration::from_millis(4));
         rate.note(512, Duration::from_millis(50));
-        let time = rate.time(10_240).as_secs_f64();
+        let time = 10_240.0 * rate.s_per_token();
         assert!(
             (0.99..1.1).contains(&time),
             "the first step, a small one, counts no more than another: {time}"
@@ -69,12 +136,12 @@ mod tests {
             rate.note(512, Duration::from_millis(50));
             rate.note(2, Duration::from_millis(4));
         }
-        let time = rate.time(10_240).as_secs_f64();
+        let time = 10_240.0 * rate.s_per_token();
         assert!((0.99..1.1).contains(&time), "{time}");
         for _ in 0..400 {
             rate.note(512, Duration::from_millis(100));
         }
-        let time = rate.time(10_240).as_secs_f64();
+        let time = 10_240.0 * rate.s_per_token();
         assert!((1.9..2.01).contains(&time), "{time}");
     }
 
@@ -84,6 +151,6 @@ mod tests {
         assert!(check(second, None).is_ok() && check(second, Some(second)).is_ok());
         let error = check(3 * second, Some(second)).unwrap_err();
         assert_eq!((error.code(), error.retry_after_s()), (Code::QueueFull, Some(2)));
-        assert!(error.message().contains("take about 3 s"), "{}", error.message());
+        assert!(error.message().contains("for about 3 s"), "{}", error.message());
     }
 }

@@ -43,8 +43,8 @@ pub(crate) struct Load {
     pub(crate) num_running: usize,
     pub(crate) num_waiting: usize,
     pub(crate) num_tokens_to_prefill: usize,
-    /// How long those take.
-    pub(crate) prefill_wait: Duration,
+    /// How long a request that comes now would wait if its prompt were short.
+    pub(crate) least_wait: Duration,
     pub(crate) kv: KvStats,
 }
 
@@ -94,7 +94,10 @@ impl Door {
     /// # Errors
     /// The queue is full, prompts wait too long already, or the core has ended.
     pub(crate) fn start(&self, request: ValidGenerateRequest, arrived: Instant) -> Result<Admitted> {
-        admission::check(self.load().prefill_wait, self.max_wait)?;
+        // Of several prompts that belong together none waits for the others: what they wait for is known when they are.
+        if request.group_id.is_none() {
+            admission::check(self.load().least_wait, self.max_wait)?;
+        }
         let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| queue_full())?;
         let (sender, events) = stream(self.stream_buffer, self.bell.clone());
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);

@@ -27,7 +27,7 @@ use crate::kv::{self, KvCache};
 use crate::request::{RequestId, ValidPromptChunk};
 use crate::runner::{Runner, RunnerError, SequenceOutput};
 use crate::scheduler::{Scheduled, Scheduler, SequenceId, Step};
-use admission::PrefillRate;
+use admission::{PrefillRate, StepRate};
 use door::{Arrival, Command};
 use ending::{not_sent, out_of_memory};
 use flight::Flight;
@@ -40,6 +40,9 @@ pub(crate) use thread::{CoreConfig, Failure, assemble, start};
 
 /// Commands taken between two steps; the rest waits for the next.
 const MAX_COMMANDS_PER_STEP: usize = 1024;
+
+/// How often it is found out how long a request would wait that comes now, which takes microseconds for each that waits.
+const WAIT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A runner's output does not belong to its input.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,9 @@ pub(crate) struct EngineCore<R: Runner> {
     /// A request is refused where prompts wait for longer.
     max_wait: Option<Duration>,
     prefill_rate: PrefillRate,
+    step_rate: StepRate,
+    /// How long a request would wait that comes now, and when that was found out.
+    least_wait: (Instant, Duration),
     started: Instant,
     load: watch::Sender<Load>,
     events: CoreEvents,
@@ -172,13 +178,10 @@ impl<R: Runner> EngineCore<R> {
     fn complete_prompt(&mut self, number: u64) {
         let Some(request) = self.requests.get(&number) else { return };
         self.events.prompt(request.prompt_len());
-        // A prompt that alone takes longer than that is not served sooner by another try.
-        let own: usize = request.ids().map(|id| self.scheduler.num_tokens_to_prefill_of(id)).sum();
-        let wait = self.prefill_rate.time(self.scheduler.num_tokens_to_prefill().saturating_sub(own));
-        if let Err(error) = admission::check(wait, self.max_wait) {
-            return self.fail(number, error);
-        }
         self.let_draw(number);
+        if let Err(error) = self.check_wait(number) {
+            self.fail(number, error);
+        }
     }
 
     /// The scheduler is told of a complete prompt, for those sequences that may draw.
@@ -311,17 +314,23 @@ impl<R: Runner> EngineCore<R> {
         if is_timed && flight.scheduled.iter().any(|scheduled| scheduled.num_tokens > 1) {
             self.prefill_rate.note(num_tokens, took);
         }
+        if is_timed && flight.scheduled.iter().any(|scheduled| scheduled.num_tokens == 1) {
+            self.step_rate.note(took);
+        }
     }
 
     fn tell_load(&mut self) {
         debug_assert!(self.kv.is_consistent(), "a page is lost or in two places");
         debug_assert!(self.scheduler.is_consistent(), "a sequence is in two queues");
-        let num_tokens_to_prefill = self.scheduler.num_tokens_to_prefill();
+        let now = (self.clock)();
+        if now.saturating_duration_since(self.least_wait.0) >= WAIT_INTERVAL {
+            self.least_wait = (now, self.least_wait());
+        }
         let load = Load {
             num_running: self.scheduler.num_running(),
             num_waiting: self.scheduler.num_waiting(),
-            num_tokens_to_prefill,
-            prefill_wait: self.prefill_rate.time(num_tokens_to_prefill),
+            num_tokens_to_prefill: self.scheduler.num_tokens_to_prefill(),
+            least_wait: self.least_wait.1,
             kv: self.kv.stats(),
         };
         self.events.load(&load);

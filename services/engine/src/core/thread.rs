@@ -9,7 +9,7 @@ use fused_lifecycle::Lifecycle;
 use fused_status::{Code, Error};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::admission::PrefillRate;
+use super::admission::{PrefillRate, StepRate};
 use super::door::{Bell, Command, Door, Load};
 use super::{Clock, EngineCore, Progress};
 use crate::Order;
@@ -84,6 +84,8 @@ pub(crate) fn assemble<R: Runner>(
         order: config.order,
         max_wait: config.max_wait,
         prefill_rate: PrefillRate::default(),
+        step_rate: StepRate::default(),
+        least_wait: (clock(), Duration::ZERO),
         started: clock(),
         requests: BTreeMap::new(),
         flights: VecDeque::new(),

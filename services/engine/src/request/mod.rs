@@ -23,6 +23,8 @@ const MAX_NUM_SEQUENCES: usize = 128;
 const MAX_STOP_TOKEN_IDS: usize = 256;
 /// Entries of `logit_bias`.
 const MAX_LOGIT_BIAS: usize = 1024;
+/// Bytes of `group_id`.
+const MAX_GROUP_ID_BYTES: usize = 128;
 /// Bytes of `cache_salt`.
 const MAX_CACHE_SALT_BYTES: usize = 256;
 /// Log-probabilities in one prompt info, which is one message: about 3.5 MB of the 4 that gRPC clients accept.
@@ -48,6 +50,8 @@ pub(crate) struct ValidGenerateRequest {
     pub(crate) timeout: Option<Duration>,
     /// Prefixes are shared only between requests with the same one; never empty.
     pub(crate) cache_salt: Option<Arc<str>>,
+    /// What the requests of one caller's request have in common; never empty.
+    pub(crate) group_id: Option<Arc<str>>,
     /// Lower is earlier, where the order asks for it.
     pub(crate) priority: i32,
     /// Keeps everybody else from making one.

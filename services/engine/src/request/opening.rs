@@ -9,7 +9,7 @@ use fused_status::{Code, Error, Result};
 use fused_vocabulary::TokenId;
 
 use super::{
-    Limits, MAX_CACHE_SALT_BYTES, MAX_LOGIT_BIAS, MAX_NUM_SEQUENCES, MAX_REQUEST_ID_BYTES,
+    Limits, MAX_CACHE_SALT_BYTES, MAX_GROUP_ID_BYTES, MAX_LOGIT_BIAS, MAX_NUM_SEQUENCES, MAX_REQUEST_ID_BYTES,
     MAX_STOP_TOKEN_IDS, RequestId, Stopping, ValidGenerateRequest,
 };
 use crate::sampler::Sampling;
@@ -31,7 +31,8 @@ impl ValidGenerateRequest {
             num_prompt_logprobs: num_logprobs("num_prompt", logprobs.num_prompt, limits)?,
             num_sequences: num_sequences(opening.num_sequences)?,
             timeout: timeout(opening.timeout_us)?,
-            cache_salt: cache_salt(opening.cache_salt)?,
+            cache_salt: name("cache_salt", opening.cache_salt, MAX_CACHE_SALT_BYTES)?,
+            group_id: name("group_id", opening.group_id, MAX_GROUP_ID_BYTES)?,
             priority: opening.priority.unwrap_or(0),
             _validated: (),
         })
@@ -150,16 +151,14 @@ fn timeout(timeout_us: Option<u64>) -> Result<Option<Duration>> {
     }
 }
 
-fn cache_salt(salt: Option<String>) -> Result<Option<Arc<str>>> {
-    match salt {
-        Some(salt) if salt.is_empty() || salt.len() > MAX_CACHE_SALT_BYTES => {
-            let message = format!(
-                "cache_salt must have 1 to {MAX_CACHE_SALT_BYTES} bytes, or be left out, got {}",
-                salt.len()
-            );
-            Err(Error::invalid("cache_salt", message))
+fn name(field: &str, value: Option<String>, max_bytes: usize) -> Result<Option<Arc<str>>> {
+    match value {
+        Some(value) if value.is_empty() || value.len() > max_bytes => {
+            let message =
+                format!("{field} must have 1 to {max_bytes} bytes, or be left out, got {}", value.len());
+            Err(Error::invalid(field, message))
         }
-        salt => Ok(salt.map(Arc::from)),
+        value => Ok(value.map(Arc::from)),
     }
 }
 

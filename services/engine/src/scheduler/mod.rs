@@ -11,6 +11,7 @@
 //! where slots run short, those give way whose prompt does not come on.
 
 mod admission;
+mod forecast;
 mod output_lengths;
 mod plan;
 mod policy;
@@ -33,6 +34,7 @@ use output_lengths::OutputLengths;
 use plan::Plan;
 use policy::{Admits, Prefills, StepKind};
 use progress::{Progress, Running, WaitsFor};
+pub use forecast::{Newcomer, Pace, Room};
 pub use step::{Known, Scheduled, SequenceId, Step};
 use waiting::Waiting;
 

@@ -1,9 +1,9 @@
 //! Which prompts share what a step's decodes leave of its budget.
 //!
-//! The first in order has at least half of it; shorter ones, the shortest first, may have the other half. So a prompt of a
-//! hundred thousand tokens holds up nobody behind it, and nobody starves: each becomes the first in time, and takes at most
-//! twice as long as alone. One that is longer than the first gets nothing before that is done, since both would only come
-//! later.
+//! The first in order has at least a quarter of it; shorter ones, the shortest first, may have the rest, and the first gets
+//! what they leave. So a prompt of a hundred thousand tokens holds up nobody behind it, and nobody starves: each becomes the
+//! first in time, and takes at most four times as long as alone. One that is longer than the first gets nothing before that
+//! is done, since both would only come later.
 
 use std::collections::BTreeSet;
 
@@ -14,6 +14,8 @@ use super::plan::Plan;
 use super::{Known, Scheduler, SequenceId};
 use crate::kv::KvCache;
 
+/// The part of what the decodes leave that the first in order has whoever else comes: one in four.
+const FIRST_PART: usize = 4;
 /// Waiting sequences that may take their turn before the first in order, of those behind it.
 const MAX_LOOKED_AHEAD: usize = 64;
 
@@ -26,14 +28,14 @@ impl Scheduler {
         known: &impl Fn(SequenceId) -> Option<Known<'a>>,
         admits: bool,
     ) {
-        let half = plan.left().div_ceil(2);
+        let kept = plan.left().div_ceil(FIRST_PART);
         let mut looking = Looking::new(admits, true);
         let mut served = BTreeSet::new();
         while !plan.is_full() {
             let Some(first) = self.first_prefill(plan, kv, known, &mut looking, &served) else { return };
             let Some(num_tokens) = self.num_to_prefill(first) else { return };
-            if plan.cost(self.context_len(first), num_tokens) > half {
-                plan.set_aside(half.min(plan.left()));
+            if plan.cost(self.context_len(first), num_tokens) > kept {
+                plan.set_aside(kept.min(plan.left()));
                 self.serve_shorter(first, num_tokens, plan, kv, known, &mut looking, &mut served);
                 plan.set_aside(0);
             }

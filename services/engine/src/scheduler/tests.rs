@@ -112,17 +112,17 @@ fn in_order_of_arrival_a_prompt_has_all_that_the_decodes_leave() {
 }
 
 #[test]
-fn shorter_prompts_have_half_of_the_budget_and_the_first_the_rest() {
+fn shorter_prompts_come_first_and_the_first_in_order_keeps_a_quarter() {
     let (mut scheduler, mut kv) = (sarathi(16), cache(8, 80));
     arrive(&mut scheduler, 0, 40);
     for (request, num_tokens) in [(1, 6), (2, 3), (3, 40), (4, 4)] {
         arrive(&mut scheduler, request, num_tokens);
     }
     // The shortest first; one that is no shorter than the first has no part in it.
-    let expected = [(2, 0, 3, true), (4, 0, 4, true), (1, 0, 1, false), (0, 0, 8, false)];
+    let expected = [(2, 0, 3, true), (4, 0, 4, true), (1, 0, 5, false), (0, 0, 4, false)];
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), expected);
-    // Two decodes; of fourteen tokens seven may go to others, which need five.
-    let expected = [(2, 3, 1, true), (4, 4, 1, true), (1, 1, 5, true), (0, 8, 9, false)];
+    // What is left after three that need a token each is the first one's.
+    let expected = [(1, 5, 1, true), (2, 3, 1, true), (4, 4, 1, true), (0, 4, 13, false)];
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), expected);
     assert_eq!(scheduler.num_waiting(), 1);
 }

@@ -5,8 +5,10 @@ use fused_proto::common::v1::{SamplingParams, StoppingParams};
 use fused_proto::engine::v1::{GenerateOpening, PromptChunk};
 use fused_status::{Code, Error, Result};
 
+use super::SimulationConfig;
 use super::clock::VirtualClock;
 use super::outcome::RequestOutcome;
+use super::runner::STOP_TOKEN;
 use super::workload::{Arrival, Workload};
 use crate::ModelInfo;
 use crate::core::{Admitted, Door, Event, EventReceiver};
@@ -20,6 +22,7 @@ pub(super) struct Clients<'a> {
     workload: &'a Workload,
     model: &'a ModelInfo,
     seed: u64,
+    max_tokens: Option<usize>,
     outcomes: Vec<RequestOutcome>,
     /// One for each that has arrived; none once it has ended.
     listening: Vec<Option<EventReceiver>>,
@@ -28,12 +31,13 @@ pub(super) struct Clients<'a> {
 }
 
 impl<'a> Clients<'a> {
-    pub(super) fn new(workload: &'a Workload, model: &'a ModelInfo, seed: u64) -> Self {
+    pub(super) fn new(workload: &'a Workload, model: &'a ModelInfo, config: &SimulationConfig) -> Self {
         let num = workload.arrivals().len();
         Self {
             workload,
             model,
-            seed,
+            seed: config.seed,
+            max_tokens: config.max_tokens,
             outcomes: Vec::with_capacity(num),
             listening: Vec::with_capacity(num),
             last_token: Vec::with_capacity(num),
@@ -81,14 +85,18 @@ impl<'a> Clients<'a> {
     }
 
     fn opening(&self, arrival: &Arrival, idx: u64) -> GenerateOpening {
+        let most = self.model.max_model_len.saturating_sub(arrival.prompt.num_tokens);
+        let allowed = self.max_tokens.map(|max_tokens| max_tokens.min(most).max(arrival.num_output));
+        let max_tokens = allowed.unwrap_or(arrival.num_output);
         GenerateOpening {
             request_id: Some(idx.to_string()),
             vocabulary_fingerprint: Some(self.model.vocabulary_fingerprint.clone()),
             // The runner tells by the seed who has got a token.
             sampling: Some(SamplingParams { seed: Some(idx.cast_signed()), ..SamplingParams::default() }),
             stopping: Some(StoppingParams {
-                max_tokens: Some(u32::try_from(arrival.num_output).unwrap_or(u32::MAX)),
+                max_tokens: Some(u32::try_from(max_tokens).unwrap_or(u32::MAX)),
                 ignore_eos: Some(true),
+                stop_token_ids: vec![STOP_TOKEN.0],
                 ..StoppingParams::default()
             }),
             priority: Some(arrival.priority),

@@ -48,6 +48,8 @@ pub struct SimulationConfig {
     pub cost: CostModel,
     /// What prompts are made from.
     pub seed: u64,
+    /// The `max_tokens` that clients send, whose outputs end by themselves; `None`: each sends what it is going to get.
+    pub max_tokens: Option<usize>,
 }
 
 /// Runs a workload to its end.
@@ -59,11 +61,11 @@ pub fn simulate(config: &SimulationConfig, workload: &Workload) -> Result<Outcom
     let kv = kv(config)?;
     let model = model(config)?;
     let clock = VirtualClock::new();
-    let (runner, notes) = CostModelRunner::new(config.cost.clone(), clock.clone(), &kv);
+    let (runner, notes) = CostModelRunner::new(config.cost.clone(), clock.clone(), &kv, workload);
     let now = clock.clone();
     let (mut core, door) = assemble(core_config(config, workload), runner, kv, Box::new(move || now.now()));
 
-    let mut clients = Clients::new(workload, &model, config.seed);
+    let mut clients = Clients::new(workload, &model, config);
     let mut steps = Vec::new();
     let mut num_idle_rounds = 0;
     loop {

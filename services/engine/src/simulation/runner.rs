@@ -7,9 +7,13 @@ use fused_vocabulary::TokenId;
 use super::clock::VirtualClock;
 use super::cost::{CostModel, Part};
 use super::outcome::StepOutcome;
+use super::workload::Workload;
 use crate::kv::{self, KvCache, KvCopy};
 use crate::runner::{Runner, RunnerError, SequenceOutput, SequenceStep};
 use crate::sampler::SampledToken;
+
+/// What a runner draws behind an output's last token.
+pub(super) const STOP_TOKEN: TokenId = TokenId(1);
 
 /// A runner that computes nothing and takes as long as the device would: it moves the clock.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub(super) struct CostModelRunner {
     clock: VirtualClock,
     driver: Driver,
     copied_bytes: usize,
+    /// Tokens of the outputs, by the seed of their sampling.
+    num_output: Vec<usize>,
     /// Of the step that was launched.
     outputs: Vec<SequenceOutput>,
     notes: Notes,
@@ -36,11 +42,19 @@ pub(super) struct LastStep {
 
 impl CostModelRunner {
     /// What the driver was called until now is no step's.
-    pub(super) fn new(cost: CostModel, clock: VirtualClock, kv: &KvCache<SimulatedMemory>) -> (Self, Notes) {
+    pub(super) fn new(
+        cost: CostModel,
+        clock: VirtualClock,
+        kv: &KvCache<SimulatedMemory>,
+        workload: &Workload,
+    ) -> (Self, Notes) {
         let notes = Notes::default();
         let mut driver = Driver::default();
         driver.since_last(kv);
-        (Self { cost, clock, driver, copied_bytes: 0, outputs: Vec::new(), notes: notes.clone() }, notes)
+        let num_output = workload.arrivals().iter().map(|arrival| arrival.num_output).collect();
+        let runner =
+            Self { cost, clock, driver, copied_bytes: 0, num_output, outputs: Vec::new(), notes: notes.clone() };
+        (runner, notes)
     }
 }
 
@@ -96,8 +110,10 @@ impl Runner for CostModelRunner {
             *counted += sequence.tokens.len();
             let sampled = sequence.sample.map(|draw| {
                 last.drew.push(draw.sampling.seed);
-                // Any token will do: nobody stops at one.
-                SampledToken { token: TokenId(0), logprobs: None }
+                let seed = usize::try_from(draw.sampling.seed).unwrap_or(usize::MAX);
+                let num_output = self.num_output.get(seed).map_or(u64::MAX, |num| *num as u64);
+                let token = if draw.position < num_output { TokenId(0) } else { STOP_TOKEN };
+                SampledToken { token, logprobs: None }
             });
             SequenceOutput { sampled, prompt_logprobs: Vec::new() }
         });

@@ -18,6 +18,7 @@ fn config() -> SimulationConfig {
         },
         cost: CostModel::llama_8b_on_h200(),
         seed: 1,
+        max_tokens: None,
     }
 }
 
@@ -78,6 +79,56 @@ fn settings_that_cannot_hold_are_named() {
     assert!(refused(|engine| engine.page_bytes = None).starts_with("page_bytes must be given"));
     assert!(refused(|engine| engine.token_budget = 15).starts_with("token_budget is 15"));
     assert!(refused(|engine| engine.kv_cache_bytes = Some(1 << 20)).contains("no memory"));
+}
+
+/// Requests of equal size, more than the machine can serve.
+fn overload(num_requests: u64, num_prompt: usize, num_output: usize) -> Workload {
+    Workload::new((0..num_requests).map(|idx| arrival(idx * 20, num_prompt, num_output)).collect())
+}
+
+#[test]
+fn whoever_is_accepted_is_served_within_the_target_and_the_queue_is_used() {
+    // Sixteen slots turn over every 0.8 s; fifty requests come in a second.
+    let mut config = config();
+    config.engine.max_waiting_requests = 10_000;
+    config.engine.target_time_to_first_token = Some(Duration::from_secs(3));
+    for max_tokens in [None, Some(4000)] {
+        config.max_tokens = max_tokens;
+        let outcome = simulate(&config, &overload(800, 100, 150)).unwrap();
+        let mut waits: Vec<_> = outcome.requests.iter().filter_map(RequestOutcome::time_to_first_token).collect();
+        waits.sort_unstable();
+        let (num_accepted, p99) = (waits.len(), waits[waits.len() * 99 / 100].as_secs_f64());
+        assert!(p99 <= 1.3 * 3.0, "{p99}");
+        // Served beyond the arrivals: those that were waiting then, no fewer than fit into four fifths of the target.
+        let last = outcome.requests.iter().filter_map(|request| request.first_token).max().unwrap();
+        assert!(last.as_secs_f64() >= 800.0 * 0.02 + 0.8 * 3.0, "{last:?}, {num_accepted}");
+        let refused = outcome.requests.iter().filter_map(|request| request.error.as_ref());
+        assert!(refused.clone().count() > 200);
+        assert!(refused.clone().all(|error| error.retry_after_s().is_some()));
+    }
+}
+
+#[test]
+fn short_prompts_do_not_wait_for_a_long_one() {
+    let mut config = config();
+    config.engine = Config {
+        max_model_len: Some(131_072),
+        max_num_sequences: 64,
+        token_budget: 2048,
+        kv_cache_bytes: Some(40 << 30),
+        ..config.engine
+    };
+    let short = (0..40).map(|idx| arrival(1 + idx, 200, 20));
+    let alone = simulate(&config, &Workload::new([arrival(0, 100_000, 2)].into())).unwrap();
+    let outcome = simulate(&config, &Workload::new(short.chain([arrival(0, 100_000, 2)]).collect())).unwrap();
+    let wait = |request: &RequestOutcome| request.time_to_first_token().unwrap();
+    let (long, short) = outcome.requests.split_first().unwrap();
+    let slowest = short.iter().map(wait).max().unwrap();
+    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
+    assert!(wait(long) < wait(&alone.requests[0]).mul_f64(1.2), "{:?}", wait(long));
+    // A step late in the long prompt takes no longer than one at its beginning, for everybody beside it.
+    let longest = alone.steps.iter().map(|step| step.took).max().unwrap();
+    assert!(longest < alone.steps[0].took.mul_f64(1.5), "{longest:?}");
 }
 
 fn workload() -> impl Strategy<Value = Workload> {

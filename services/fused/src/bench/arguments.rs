@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use fused_engine::PolicyName;
+use fused_engine::{PolicyName, PrefillOrder};
 use fused_settings::EngineFlags;
 
 use super::engine::{Case, MAX_REQUESTS};
@@ -268,12 +268,18 @@ pub(crate) struct EngineArgs {
     /// Sizes between the first chunks' and the last ones'
     #[arg(long, value_name = "N", value_parser = at_least_one, default_value_t = 16, requires = "chunk_size_high")]
     pub(crate) chunk_schedule_stages: usize,
+    /// Which prompts share a step under sarathi: shortest or arrival [default: shortest]
+    #[arg(long, value_name = "NAME", value_parser = prefill_order)]
+    pub(crate) prefill_order: Option<PrefillOrder>,
     /// Whether prompts that begin alike share that beginning
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub(crate) prefix_cache: Option<bool>,
     /// Refuse requests before which prompts wait that would take longer [default: refuse none]
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     pub(crate) target_time_to_first_token_s: Option<f64>,
+    /// The max_tokens that clients send, whose outputs end by themselves [default: as many as each is going to get]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_tokens: Option<usize>,
     /// Sequences that run at once [default: 128]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) max_num_sequences: Option<usize>,
@@ -298,6 +304,10 @@ pub(crate) struct EngineArgs {
 }
 
 fn policy(text: &str) -> Result<PolicyName, String> {
+    text.parse().map_err(|error: fused_engine::Error| error.to_string())
+}
+
+fn prefill_order(text: &str) -> Result<PrefillOrder, String> {
     text.parse().map_err(|error: fused_engine::Error| error.to_string())
 }
 

@@ -25,6 +25,7 @@ pub(super) struct Engines {
     pub(super) cost: CostModel,
     pub(super) policies: Vec<PolicyName>,
     seed: u64,
+    max_tokens: Option<usize>,
 }
 
 impl Engines {
@@ -52,6 +53,7 @@ impl Engines {
             max_model_len: Some(max_model_len),
             max_num_sequences,
             token_budget: token_budget(args, &cost, max_num_sequences, max_model_len),
+            prefill_order: args.prefill_order.unwrap_or_default(),
             chunk_schedule: chunk_schedule(args)?,
             prefix_cache: args.prefix_cache.unwrap_or(default.prefix_cache),
             target_time_to_first_token: args
@@ -73,7 +75,7 @@ impl Engines {
         if policies.is_empty() {
             policies.push(PolicyName::default());
         }
-        Ok(Self { config, cost, policies, seed })
+        Ok(Self { config, cost, policies, seed, max_tokens: args.max_tokens })
     }
 
     /// Runs a workload under one policy.
@@ -85,6 +87,7 @@ impl Engines {
             engine: Config { policy, ..self.config.clone() },
             cost: self.cost.clone(),
             seed: self.seed,
+            max_tokens: self.max_tokens,
         };
         let outcome = simulate(&config, workload).with_context(|| format!("--policy {policy}"))?;
         Ok(Run::of_simulation(policy.name(), outcome))
@@ -95,6 +98,8 @@ impl Engines {
         serde_json::json!({
             "token_budget": self.config.token_budget,
             "chunk_schedule": self.config.chunk_schedule.map(|schedule| format!("{schedule:?}")),
+            "prefill_order": self.config.prefill_order.name(),
+            "max_tokens": self.max_tokens,
             "prefix_cache": self.config.prefix_cache,
             "target_time_to_first_token_s":
                 self.config.target_time_to_first_token.map(|target| target.as_secs_f64()),

@@ -24,6 +24,7 @@ pub(crate) fn engine_config(
         max_num_sequences: settings.max_num_sequences,
         policy: settings.scheduling_policy.parse()?,
         order: order(settings)?,
+        prefill_order: settings.prefill_order.parse()?,
         token_budget: token_budget(settings, chunk_schedule, device.token_budget()),
         target_inter_token_latency: settings
             .target_inter_token_latency_ms
@@ -75,8 +76,8 @@ fn seconds(key: &str, seconds: f64) -> anyhow::Result<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use fused_engine::PolicyName;
-    use fused_settings::{ORDERS, POLICIES};
+    use fused_engine::{PolicyName, PrefillOrder};
+    use fused_settings::{ORDERS, POLICIES, PREFILL_ORDERS};
 
     use super::*;
 
@@ -97,6 +98,9 @@ mod tests {
             config(&Settings { scheduling_policy: name.to_owned(), ..Settings::default() }).policy
         });
         assert!(PolicyName::ALL.iter().all(|policy| policies.contains(policy)));
+        let orders = PREFILL_ORDERS
+            .map(|name| config(&Settings { prefill_order: name.to_owned(), ..Settings::default() }).prefill_order);
+        assert_eq!(orders, PrefillOrder::ALL);
         for name in ORDERS {
             config(&Settings { scheduling_order: name.to_owned(), ..Settings::default() });
         }

@@ -42,6 +42,7 @@ pub(super) async fn create(
         logprobs: num_logprobs.map(|num| LogprobParams { num_output: Some(num), num_prompt: None }),
         echo: false,
         timeout: shared.config.request_timeout,
+        group_id: None,
     });
     let generation = Generation::start(&shared.backend.client(), vec![call], names, body.into_share());
     match parameters.stream {

@@ -51,6 +51,7 @@ pub(super) async fn create(
                 .map(|num| LogprobParams { num_output: Some(num), num_prompt: form.has_echo.then_some(num) }),
             echo: form.has_echo,
             timeout: shared.config.request_timeout,
+            group_id: (num_prompts > 1).then(|| context.unique_id.to_string()),
         })
     });
     let client = shared.backend.client();

@@ -148,6 +148,7 @@ impl Parameters {
             truncate_prompt_tokens: self.truncate_prompt_tokens,
             cache_salt: self.cache_salt.clone(),
             priority: self.priority,
+            group_id: call.group_id,
         }
     }
 }
@@ -160,6 +161,8 @@ pub(super) struct Call {
     pub(super) logprobs: Option<LogprobParams>,
     pub(super) echo: bool,
     pub(super) timeout: Duration,
+    /// Where a request has several prompts, what its calls have in common.
+    pub(super) group_id: Option<String>,
 }
 
 /// Notes the fields that nobody asked for. They are ignored, because clients send what other servers know.

@@ -68,6 +68,7 @@ async fn every_field_of_a_completion() {
         truncate_prompt_tokens: Some(100),
         cache_salt: Some("tenant-7".to_owned()),
         priority: Some(-3),
+        group_id: None,
     };
     assert_eq!(asked("/v1/completions", body).await, expected);
 }

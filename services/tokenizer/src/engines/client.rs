@@ -36,6 +36,7 @@ pub(crate) struct Parameters {
     pub(crate) logprobs: Option<LogprobParams>,
     pub(crate) cache_salt: Option<String>,
     pub(crate) priority: Option<i32>,
+    pub(crate) group_id: Option<String>,
 }
 
 /// One request for an engine.
@@ -194,6 +195,7 @@ fn messages(request: &EngineRequest) -> impl Stream<Item = GenerateRequest> + Se
         timeout_us,
         cache_salt: parameters.cache_salt,
         priority: parameters.priority,
+        group_id: parameters.group_id.clone(),
     });
     let chunks = request
         .prompt

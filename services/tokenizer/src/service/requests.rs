@@ -47,6 +47,7 @@ pub(super) fn generate(request: wire::GenerateRequest, core: &Core) -> Result<Ge
             logprobs: request.logprobs,
             cache_salt: request.cache_salt,
             priority: request.priority,
+            group_id: request.group_id,
         },
     })
 }

@@ -211,10 +211,37 @@ fn a_prompt_is_refused_for_those_that_wait_before_it_and_not_for_itself() {
     harness.prompt(&client, &mut reader, &(0..30).collect::<Vec<_>>(), false);
     harness.prompt(&client, &mut reader, &[50; 20], true);
     let (mut late, mut reader) = harness.start(max_tokens("late", 2)).unwrap();
-    harness.prompt(&late, &mut reader, &[60], true);
+    // As long as the first: a shorter one would not wait for that.
+    harness.prompt(&late, &mut reader, &[60; 50], true);
     harness.run();
     assert_eq!(client.listen().ended, Some(None), "nobody was before it");
     assert_eq!(late.listen().failure(), Some(Code::QueueFull), "it would have waited for five seconds");
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn prompts_of_one_request_are_not_refused_for_one_another() {
+    let config = CoreConfig { max_wait: Some(Duration::from_secs(1)), ..core_config(16) };
+    let mut harness = Harness::with(64, config);
+    // Ten tokens a second: each of the six takes three seconds.
+    harness.core.prefill_rate.note(1000, Duration::from_secs(100));
+    let grouped = |id: &str, group: Option<&str>| GenerateOpening {
+        group_id: group.map(str::to_owned),
+        ..max_tokens(id, 2)
+    };
+    let mut clients = Vec::new();
+    for idx in 0..6 {
+        let (client, mut reader) = harness.start(grouped(&format!("prompt-{idx}"), Some("a"))).unwrap();
+        harness.prompt(&client, &mut reader, &[70 + idx; 30], true);
+        clients.push(client);
+    }
+    let (mut other, mut reader) = harness.start(grouped("other", Some("b"))).unwrap();
+    harness.prompt(&other, &mut reader, &[60; 31], true);
+    harness.run();
+    for client in &mut clients {
+        assert_eq!(client.listen().ended, Some(None));
+    }
+    assert_eq!(other.listen().failure(), Some(Code::QueueFull));
     harness.assert_nothing_is_left();
 }
 
