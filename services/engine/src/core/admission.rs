@@ -58,8 +58,12 @@ impl<R: Runner> EngineCore<R> {
     /// Refuses a request that would wait for longer than it may, whatever its own length: one whose prompt alone takes longer
     /// is not served sooner by another try, and neither is one that waits for its own request's other prompts.
     pub(super) fn check_wait(&self, number: u64) -> Result<(), Error> {
-        let (Some(max_wait), Some(request)) = (self.max_wait, self.requests.get(&number)) else { return Ok(()) };
-        let Some(id) = request.ids().next().filter(|id| self.scheduler.slot(*id).is_none()) else { return Ok(()) };
+        let (Some(max_wait), Some(request)) = (self.max_wait, self.requests.get(&number)) else {
+            return Ok(());
+        };
+        let Some(id) = request.ids().next().filter(|id| self.scheduler.slot(*id).is_none()) else {
+            return Ok(());
+        };
         let num_tokens = request.prompt_len();
         let num_uncached = self.scheduler.num_tokens_to_prefill_of(id);
         let newcomer = Newcomer { id: Some(id), num_tokens, num_uncached };
@@ -74,7 +78,8 @@ impl<R: Runner> EngineCore<R> {
     /// How long a request that comes now would wait if it had the shortest of prompts: where priorities decide about that, it
     /// is not known before its own is.
     pub(super) fn least_wait(&self) -> Duration {
-        let is_free = self.scheduler.num_waiting() == 0 && self.scheduler.num_running() < self.room().num_sequences;
+        let is_free =
+            self.scheduler.num_waiting() == 0 && self.scheduler.num_running() < self.room().num_sequences;
         if self.max_wait.is_none() || is_free || self.order != Order::Fcfs {
             return Duration::ZERO;
         }
@@ -83,10 +88,7 @@ impl<R: Runner> EngineCore<R> {
     }
 
     fn pace(&self) -> Pace {
-        Pace {
-            s_per_step: self.step_rate.s_per_step,
-            s_per_prefill_token: self.prefill_rate.s_per_token(),
-        }
+        Pace { s_per_step: self.step_rate.s_per_step, s_per_prefill_token: self.prefill_rate.s_per_token() }
     }
 
     fn room(&self) -> Room {

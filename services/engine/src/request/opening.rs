@@ -9,8 +9,8 @@ use fused_status::{Code, Error, Result};
 use fused_vocabulary::TokenId;
 
 use super::{
-    Limits, MAX_CACHE_SALT_BYTES, MAX_GROUP_ID_BYTES, MAX_LOGIT_BIAS, MAX_NUM_SEQUENCES, MAX_REQUEST_ID_BYTES,
-    MAX_STOP_TOKEN_IDS, RequestId, Stopping, ValidGenerateRequest,
+    Limits, MAX_CACHE_SALT_BYTES, MAX_GROUP_ID_BYTES, MAX_LOGIT_BIAS, MAX_NUM_SEQUENCES,
+    MAX_REQUEST_ID_BYTES, MAX_STOP_TOKEN_IDS, RequestId, Stopping, ValidGenerateRequest,
 };
 use crate::sampler::Sampling;
 

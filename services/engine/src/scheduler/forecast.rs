@@ -135,7 +135,8 @@ impl Future {
     fn admit(&mut self, num_tokens: usize, num_uncached: usize, num_output: usize, pace: Pace) {
         self.make_room(num_tokens, num_output);
         self.num_free_slots = self.num_free_slots.saturating_sub(1);
-        self.prefilled_s = self.prefilled_s.max(self.admitted_s) + num_uncached as f64 * pace.s_per_prefill_token;
+        self.prefilled_s =
+            self.prefilled_s.max(self.admitted_s) + num_uncached as f64 * pace.s_per_prefill_token;
         self.run(self.prefilled_s, num_tokens, num_output, pace);
     }
 }
@@ -147,9 +148,9 @@ fn tokens(num_tokens: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheduler::SchedulerConfig;
     use crate::scheduler::progress::Progress;
     use crate::{ChunkSize, PolicyName};
-    use crate::scheduler::SchedulerConfig;
 
     const PACE: Pace = Pace { s_per_step: 0.01, s_per_prefill_token: 0.001 };
     const ROOM: Room = Room { num_sequences: 2, free_tokens: 10_000, used_tokens: 0 };

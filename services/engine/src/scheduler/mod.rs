@@ -30,11 +30,11 @@ use fused_virtual_memory::VirtualMemory;
 use crate::kv::{KvCache, SlotId};
 use crate::{ChunkSize, PolicyName, PrefillOrder};
 use admission::NoRoom;
+pub use forecast::{Newcomer, Pace, Room};
 use output_lengths::OutputLengths;
 use plan::Plan;
 use policy::{Admits, Prefills, StepKind};
 use progress::{Progress, Running, WaitsFor};
-pub use forecast::{Newcomer, Pace, Room};
 pub use step::{Known, Scheduled, SequenceId, Step};
 use waiting::Waiting;
 

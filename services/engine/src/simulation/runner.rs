@@ -52,8 +52,15 @@ impl CostModelRunner {
         let mut driver = Driver::default();
         driver.since_last(kv);
         let num_output = workload.arrivals().iter().map(|arrival| arrival.num_output).collect();
-        let runner =
-            Self { cost, clock, driver, copied_bytes: 0, num_output, outputs: Vec::new(), notes: notes.clone() };
+        let runner = Self {
+            cost,
+            clock,
+            driver,
+            copied_bytes: 0,
+            num_output,
+            outputs: Vec::new(),
+            notes: notes.clone(),
+        };
         (runner, notes)
     }
 }

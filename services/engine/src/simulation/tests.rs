@@ -95,7 +95,8 @@ fn whoever_is_accepted_is_served_within_the_target_and_the_queue_is_used() {
     for max_tokens in [None, Some(4000)] {
         config.max_tokens = max_tokens;
         let outcome = simulate(&config, &overload(800, 100, 150)).unwrap();
-        let mut waits: Vec<_> = outcome.requests.iter().filter_map(RequestOutcome::time_to_first_token).collect();
+        let mut waits: Vec<_> =
+            outcome.requests.iter().filter_map(RequestOutcome::time_to_first_token).collect();
         waits.sort_unstable();
         let (num_accepted, p99) = (waits.len(), waits[waits.len() * 99 / 100].as_secs_f64());
         assert!(p99 <= 1.3 * 3.0, "{p99}");

@@ -98,8 +98,9 @@ mod tests {
             config(&Settings { scheduling_policy: name.to_owned(), ..Settings::default() }).policy
         });
         assert!(PolicyName::ALL.iter().all(|policy| policies.contains(policy)));
-        let orders = PREFILL_ORDERS
-            .map(|name| config(&Settings { prefill_order: name.to_owned(), ..Settings::default() }).prefill_order);
+        let orders = PREFILL_ORDERS.map(|name| {
+            config(&Settings { prefill_order: name.to_owned(), ..Settings::default() }).prefill_order
+        });
         assert_eq!(orders, PrefillOrder::ALL);
         for name in ORDERS {
             config(&Settings { scheduling_order: name.to_owned(), ..Settings::default() });
