@@ -31,9 +31,11 @@ struct RowSampling {
     u32 token;
     u32 num_top;
     u32 batch_row;
-    u32 padding;
+    u32 changed_place;
+    u32 changed_token;
+    u32 changed_count;
 };
-constexpr u32 WANTS_LOGPROBS = 1, IS_GIVEN = 2, FOLLOWS = 4;
+constexpr u32 WANTS_LOGPROBS = 1, IS_GIVEN = 2, FOLLOWS = 4, CHANGES = 8;
 
 struct Occurrence {
     u32 token;
@@ -316,6 +318,10 @@ __device__ __forceinline__ Adjustments adjustments_of(const SampleParams& p, con
 // Penalties, then biases. The lists keep what was there.
 __device__ __forceinline__ void adjust(Shared& shared, const Row& row) {
     Adjustments& by = shared.adjustments;
+    // The list stays where it is from step to step; what is new comes with the row.
+    if (threadIdx.x == 0 && shared.row.flags & CHANGES && shared.row.changed_place < u32(by.num_occurrences))
+        by.occurrences[shared.row.changed_place] = {shared.row.changed_token, shared.row.changed_count, 0.0f};
+    __syncthreads();
     for (int i = threadIdx.x; i < by.num_occurrences; i += THREADS) {
         Occurrence occurrence = by.occurrences[i];
         if (occurrence.token >= u32(row.vocab)) continue;

@@ -7,6 +7,7 @@
 //! of it: like a model's layers. The time is one launch's, gaps between them included.
 //!
 //! `cargo bench -p fused-kernels --features cuda --bench cuda`
+#![allow(unsafe_code, reason = "addresses that no check can see are vouched for")]
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 
 mod attention;

@@ -48,7 +48,8 @@ pub(crate) fn print(table: &Table, kernels: &Kernels) -> Result<(), Error> {
                         vocabulary: VOCABULARY,
                         num_rows,
                         logits: logits.slice(place * row_bytes..(place + 1) * row_bytes)?,
-                        rows: SampledRows::vouched_for(rows.view()),
+                        // SAFETY: the rows' lists, where they have any, are memory of the bench, which lives as long as the launches.
+                        rows: unsafe { SampledRows::vouched_for(rows.view()) },
                         last_tokens: last_tokens.view(),
                         tokens: tokens.view(),
                         logprobs: logprobs.view(),

@@ -2,7 +2,8 @@
 //!
 //! A function checks everything that the host can know: element types, shapes, alignment, that every buffer is
 //! long enough for what the kernel will touch, and the shape of the launch. What stands in device memory it
-//! cannot see: ids and indices are the runner's word, and so are the [`Slots`], which hold addresses. No
+//! cannot see: ids and indices are the runner's word, and addresses ([`Slots`], [`SampledRows`]) are
+//! vouched for, which is unsafe. No
 //! token id can do harm: the kernels clamp ids, and positions, to the table that they look into.
 //!
 //! On Hopper each kernel begins while the one before it still runs ([`fused_gpu::Gpu::launch_early`]), and waits

@@ -39,17 +39,20 @@ pub struct Sample<'a> {
 /// For each row a [`RowSampling`]: `[rows]`.
 ///
 /// The kernel reads the lists whose addresses stand there, and writes where they say `untouched`, and no check can see
-/// whether it may. Who makes this answers for it, whenever a launch with it runs: each list is allocated device memory of
-/// at least so many entries at a multiple of 4, of this row alone.
+/// whether it may.
 #[derive(Clone, Copy, Debug)]
 pub struct SampledRows<'a> {
     view: View<'a>,
 }
 
 impl<'a> SampledRows<'a> {
-    /// The runner's word for what stands, or will stand when the launch runs, in a view.
+    /// What stands, or will stand when the launch runs, in a view.
+    ///
+    /// # Safety
+    /// Whenever a launch with it runs, a recorded one included, each list of each row in the view is allocated device memory
+    /// of at least so many entries, at a multiple of 4, that nobody else reads or writes until the launch is done.
     #[must_use]
-    pub fn vouched_for(view: View<'a>) -> Self {
+    pub unsafe fn vouched_for(view: View<'a>) -> Self {
         Self { view }
     }
 }

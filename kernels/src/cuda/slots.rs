@@ -1,4 +1,5 @@
 //! Where keys and values are.
+#![allow(unsafe_code, reason = "what no check can see, the caller answers for")]
 
 use fused_gpu::{Element, View};
 
@@ -30,19 +31,21 @@ pub struct KvLayout {
 /// For each row of a batch the device address of its sequence's slot, 0 where the row only pads the batch: u64
 /// `[rows]`.
 ///
-/// The kernels read and write keys and values there, and no check can see whether they may. Who makes this
-/// answers for it, whenever a launch with it runs: every address but 0 is that of a mapped range of KV memory,
-/// at a multiple of 16, pinned for the step, up to and with the row's position writable (`heads`) or readable
-/// (attention), and no two sequences of a batch write to the same bytes.
+/// The kernels read and write keys and values there, and no check can see whether they may.
 #[derive(Clone, Copy, Debug)]
 pub struct Slots<'a> {
     view: View<'a>,
 }
 
 impl<'a> Slots<'a> {
-    /// The runner's word for what stands, or will stand when the launch runs, in a view.
+    /// What stands, or will stand when the launch runs, in a view.
+    ///
+    /// # Safety
+    /// Whenever a launch with it runs, a recorded one included, every address in the view but 0 is that of a range of KV
+    /// memory, at a multiple of 16, that stays pinned until the launch is done: for reading up to and with the row's position
+    /// (attention), and for writing at that (`heads`). No two rows of a batch write to the same bytes.
     #[must_use]
-    pub fn vouched_for(view: View<'a>) -> Self {
+    pub unsafe fn vouched_for(view: View<'a>) -> Self {
         Self { view }
     }
 

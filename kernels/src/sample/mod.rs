@@ -63,8 +63,12 @@ pub struct RowSampling {
     pub num_top: u32,
     /// With [`FOLLOWS`](Self::FOLLOWS): the row of the batch whose token is the sequence's latest.
     pub batch_row: u32,
-    /// The struct is a multiple of 8 bytes.
-    pub padding: u32,
+    /// With [`CHANGES`](Self::CHANGES): which entry of the list.
+    pub changed_place: u32,
+    /// Its token.
+    pub changed_token: u32,
+    /// And how often that is in the output.
+    pub changed_count: u32,
 }
 
 impl RowSampling {
@@ -74,6 +78,8 @@ impl RowSampling {
     pub const IS_GIVEN: u32 = 2;
     /// The occurrences lack the sequence's latest token, which the host did not know when it sent them.
     pub const FOLLOWS: u32 = 4;
+    /// The list at `occurrences` lacks one entry, or has it with another count: it is to be written there first.
+    pub const CHANGES: u32 = 8;
 
     /// The logarithm of a part of the largest probability, under which tokens are not kept; 0 for 0, which keeps all. Taken
     /// by whoever fills a row in, since a GPU's logarithm has other last bits.

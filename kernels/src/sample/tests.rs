@@ -17,7 +17,9 @@ const PLAIN: RowSampling = RowSampling {
     token: 0,
     num_top: 0,
     batch_row: 0,
-    padding: 0,
+    changed_place: 0,
+    changed_token: 0,
+    changed_count: 0,
 };
 
 /// How often each token is drawn with evenly spread numbers.

@@ -5,6 +5,7 @@
 //! to the kernel's type makes it; where a kernel rounds in between (attention), by twice what a plain version
 //! that rounds in the same places is off. Says that it skips where there is no GPU; `FUSED_REQUIRE_GPU` makes
 //! that a failure.
+#![allow(unsafe_code, reason = "addresses that no check can see are vouched for")]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

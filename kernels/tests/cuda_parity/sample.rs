@@ -110,7 +110,8 @@ fn a_recorded_launch_does_what_its_rows_say() {
         vocabulary,
         num_rows: 2,
         logits: logits_there.view(),
-        rows: SampledRows::vouched_for(rows_there.view()),
+        // SAFETY: the rows' lists, where they have any, are memory of the test, which lives as long as the launches.
+        rows: unsafe { SampledRows::vouched_for(rows_there.view()) },
         last_tokens: last_tokens.view(),
         tokens: tokens.view(),
         logprobs: told.view(),
@@ -135,7 +136,8 @@ fn what_does_not_fit_is_refused_before_it_is_launched() {
     let Some(kernels) = kernels() else { return };
     let gpu = kernels.gpu();
     let bytes = gpu.alloc_zeroed(4096).unwrap();
-    let rows = |len| SampledRows::vouched_for(bytes.slice(0..len).unwrap());
+    // SAFETY: rows of zeros have no lists.
+    let rows = |len| unsafe { SampledRows::vouched_for(bytes.slice(0..len).unwrap()) };
     let fits = Sample {
         vocabulary: 100,
         num_rows: 2,
@@ -241,6 +243,14 @@ fn ways(vocabulary: usize, seed: u64) -> Vec<Case> {
         ..sampling
     };
     let follows = RowSampling { flags: RowSampling::FOLLOWS, ..penalties };
+    // Of the list on the device the first entry is another one.
+    let changes = |sampling: RowSampling| RowSampling {
+        flags: sampling.flags | RowSampling::CHANGES,
+        changed_place: 0,
+        changed_token: 0,
+        changed_count: 0,
+        ..sampling
+    };
     let all = RowSampling { top_k: 40, top_p: 0.95, log_min_p: RowSampling::log_min_p(0.01), ..follows };
     vec![
         of(RowSampling::default()),
@@ -269,6 +279,8 @@ fn ways(vocabulary: usize, seed: u64) -> Vec<Case> {
         of(told(0, RowSampling::default())),
         of(RowSampling { temperature: 1e-40, top_p: 0.5, ..RowSampling::default() }),
         Case { occurrences: occurrences.clone(), ..of(penalties) },
+        Case { occurrences: occurrences.clone(), ..of(changes(penalties)) },
+        Case { occurrences: occurrences.clone(), latest: Some(0), ..of(changes(told(3, follows))) },
         Case { occurrences: occurrences.clone(), latest: Some(token(3)), ..of(follows) },
         Case { occurrences: occurrences.clone(), latest: Some(0), ..of(follows) },
         Case { latest: Some(token(1)), ..of(RowSampling { temperature: 0.0, ..told(2, follows) }) },
@@ -306,9 +318,13 @@ fn run(kernels: &Kernels, cases: &[Case], max_top: usize) -> Vec<Sampled> {
     let lists: Vec<[Guarded; 2]> = cases
         .iter()
         .map(|case| {
-            let (occurrences, biases) = (&case.occurrences[..], &case.biases[..]);
+            let (mut occurrences, biases) = (case.occurrences.clone(), &case.biases[..]);
+            if case.sampling.flags & RowSampling::CHANGES != 0 {
+                let old = Occurrence { token: 5, count: 77, ..Occurrence::default() };
+                occurrences[case.sampling.changed_place as usize] = old;
+            }
             [
-                Guarded::of(gpu, bytemuck::cast_slice(occurrences)),
+                Guarded::of(gpu, bytemuck::cast_slice(&occurrences)),
                 Guarded::of(gpu, bytemuck::cast_slice(biases)),
             ]
         })
@@ -335,7 +351,8 @@ fn run(kernels: &Kernels, cases: &[Case], max_top: usize) -> Vec<Sampled> {
             vocabulary,
             num_rows: cases.len(),
             logits: logits.view(),
-            rows: SampledRows::vouched_for(rows.view()),
+            // SAFETY: the rows' lists, where they have any, are memory of the test, which lives as long as the launches.
+            rows: unsafe { SampledRows::vouched_for(rows.view()) },
             last_tokens: last_tokens.view(),
             tokens: tokens.view(),
             logprobs: told.view(),

@@ -105,7 +105,7 @@ impl Machine {
             sampling: &GREEDY,
             sequence_idx: 0,
             position: 0,
-            occurrences: &[],
+            occurrences: None,
             banned: &[],
             num_logprobs: None,
         };

@@ -60,8 +60,11 @@ pub struct Config {
     pub page_bytes: Option<usize>,
     /// Requests that wait for a slot; one more is refused.
     pub max_waiting_requests: usize,
-    /// Tokens buffered for a client that does not read; one more cancels its request.
+    /// Tokens a sequence that are buffered for a client that does not read; one more cancels its request.
     pub stream_buffer: usize,
+    /// The engine is given up where it makes no progress for so long although there is work, and for ten times as long as its
+    /// step should take; `None`: never.
+    pub watchdog_timeout: Option<Duration>,
     /// How long a prompt may take to arrive.
     pub prompt_timeout: Duration,
     /// The most log-probabilities a position.
@@ -88,6 +91,7 @@ impl Default for Config {
             page_bytes: None,
             max_waiting_requests: 1024,
             stream_buffer: 4096,
+            watchdog_timeout: Some(Duration::from_secs(30)),
             prompt_timeout: Duration::from_secs(60),
             max_logprobs: 20,
         }
@@ -157,6 +161,12 @@ impl Config {
                 self.token_budget, self.max_num_sequences
             );
             return Err(Error::setting("token_budget", problem));
+        }
+        if self.watchdog_timeout == Some(Duration::ZERO) {
+            return Err(Error::setting(
+                "watchdog_timeout_s",
+                "must be over 0; leave it out to switch it off",
+            ));
         }
         if self.order == (Order::Priority { ageing: Duration::ZERO }) {
             return Err(Error::setting("priority_ageing_s", "must be over 0"));

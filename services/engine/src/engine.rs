@@ -6,7 +6,7 @@ use fused_proto::engine::v1::engine_server::EngineServer;
 use fused_transport::MAX_MESSAGE_BYTES;
 use fused_vocabulary::TokenId;
 
-use crate::core::{self, CoreConfig, Failure};
+use crate::core::{self, CoreConfig};
 use crate::kv::KvCache;
 use crate::runner::Runner;
 use crate::scheduler::SchedulerConfig;
@@ -42,7 +42,6 @@ pub struct ModelInfo {
 #[derive(Clone, Debug)]
 pub struct Engine {
     service: EngineService,
-    failure: Failure,
 }
 
 impl Engine {
@@ -58,11 +57,10 @@ impl Engine {
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
         let num_slots = kv.size().num_sequences;
-        let (door, failure) =
-            core::start(core_config(config, runner.attention_parity()), runner, kv, lifecycle)
-                .map_err(Error::Thread)?;
+        let core_config = core_config(config, runner.attention_parity());
+        let door = core::start(core_config, runner, kv, lifecycle).map_err(Error::Thread)?;
         let service = EngineService::new(door, model, num_slots, config.prompt_timeout, lifecycle.clone());
-        Ok(Self { service, failure })
+        Ok(Self { service })
     }
 
     /// The gRPC service, to be added to a router.
@@ -80,23 +78,16 @@ impl Engine {
     /// Whether requests are taken.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.failure.borrow().is_none() && self.service.is_serving()
+        self.service.door().check().is_ok() && self.service.is_serving()
     }
 
-    /// Completes with the reason when the engine has failed: every request has been ended, and the process must be
-    /// restarted. Never completes otherwise.
+    /// Completes with the reason when the engine is lost, because it has failed or makes no progress: every request has been
+    /// ended, and the process must be restarted. Never completes otherwise.
     pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
-        let mut failure = self.failure.clone();
+        let failure = self.service.door().failure().clone();
         async move {
-            let reason = match failure.wait_for(Option::is_some).await {
-                Ok(reason) => reason.as_deref().map(str::to_owned),
-                // The core was told to stop.
-                Err(_) => None,
-            };
-            match reason {
-                Some(reason) => reason,
-                None => std::future::pending().await,
-            }
+            failure.told().await;
+            failure.reason().unwrap_or_default().to_owned()
         }
     }
 
@@ -125,6 +116,7 @@ pub(crate) fn core_config(config: &Config, attention_parity: Option<usize>) -> C
         max_wait: config.target_time_to_first_token,
         max_waiting_requests: config.max_waiting_requests,
         stream_buffer: config.stream_buffer,
+        watchdog_timeout: config.watchdog_timeout,
     }
 }
 

@@ -140,6 +140,11 @@ pub(crate) fn failed(reason: &str) {
     tracing::error!(reason, "the engine has failed");
 }
 
+/// A core that was given up goes on after all; it is not used any more.
+pub(crate) fn came_back() {
+    tracing::warn!("the engine's core goes on after it was given up; the process ends all the same");
+}
+
 /// The checkpoint's weights are on the GPU.
 #[cfg(feature = "cuda")]
 pub(crate) fn weights_placed(num_bytes: usize, took: Duration) {

@@ -16,6 +16,11 @@ use crate::cli::Service;
 
 /// How long tasks get to end once they are told to.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long a process that has lost its engine stays at least, where the drain time allows: whoever looks after it asks every
+/// few seconds, and hears the reason.
+const FAILURE_NOTICE: Duration = Duration::from_secs(5);
+/// How long the system's own end of such a process may take: what a hanging device's driver does there hangs as well.
+const EXIT_GRACE: Duration = Duration::from_secs(10);
 /// How often metrics that nobody scrapes are folded.
 const FOLD_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -93,13 +98,21 @@ where
         }
         reason = failure => Some(reason),
     };
-    // After a failure there is nothing to wait for: clients have been told already.
-    let grace = if failed.is_some() { Duration::ZERO } else { drain_timeout };
+    if failed.is_some() {
+        end_at_last(FAILURE_NOTICE.min(drain_timeout) + drain_timeout + STOP_GRACE + EXIT_GRACE)?;
+    }
+    let shut_down = async {
+        if failed.is_some() {
+            tokio::time::sleep(FAILURE_NOTICE.min(drain_timeout)).await;
+        }
+        // After a failure clients have been told, and what does not need the engine may finish.
+        lifecycle.shut_down(drain_timeout, STOP_GRACE).await
+    };
     let shut_down = tokio::select! {
-        shut_down = lifecycle.shut_down(grace, STOP_GRACE) => shut_down,
+        shut_down = shut_down => shut_down,
         signal = signals.next() => {
             tracing::warn!(signal, requests = lifecycle.num_requests(), "told again: ended without draining");
-            return Ok(());
+            return failed.map_or(Ok(()), |reason| Err(engine_failed(&reason)));
         }
     };
     let num_cut = match shut_down {
@@ -110,12 +123,28 @@ where
         }
     };
     if let Some(reason) = failed {
-        anyhow::bail!("the engine failed: {reason}");
+        return Err(engine_failed(&reason));
     }
     if num_cut > 0 {
         tracing::warn!(requests = num_cut, "still running after the grace time, cut off");
     }
     tracing::info!("ended");
+    Ok(())
+}
+
+fn engine_failed(reason: &str) -> anyhow::Error {
+    anyhow::anyhow!("the engine failed: {reason}")
+}
+
+/// Ends the process after this time, whatever hangs.
+fn end_at_last(limit: Duration) -> std::io::Result<()> {
+    std::thread::Builder::new().name("end".to_owned()).spawn(move || {
+        // Nobody sends: it is a wait with a time-out.
+        let (_never, end) = std::sync::mpsc::sync_channel::<()>(1);
+        let _ = end.recv_timeout(limit);
+        tracing::error!(after_s = limit.as_secs(), "the process does not end by itself: aborted");
+        std::process::abort();
+    })?;
     Ok(())
 }
 

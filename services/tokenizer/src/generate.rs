@@ -214,7 +214,7 @@ impl Generation {
         match event {
             Event::Tokens { sequence_idx, tokens } => {
                 let running = &mut self.sequences[sequence_idx];
-                // The engine does not know of a stop string's hit in one of several sequences and goes on.
+                // What is on its way when a stop string is hit is not looked at.
                 if !running.is_done {
                     let (piece, hit) = running.sequence.push(&self.core.vocabulary, tokens);
                     self.emit(sequence_idx, piece);
@@ -253,6 +253,10 @@ impl Generation {
             timings: None,
         };
         self.finish(sequence_idx, finish);
+        // The engine knows of no stop strings. The last of its sequences ends with the stream.
+        if let Some(engine) = &self.engine {
+            engine.finish_sequence(sequence_idx);
+        }
     }
 
     fn finish(&mut self, sequence_idx: usize, finish: Finish) {

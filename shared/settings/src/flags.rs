@@ -109,8 +109,12 @@ pub struct EngineFlags {
     #[arg(long, value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_waiting_requests: Option<usize>,
-    /// Messages buffered for a client that does not read [default: 4096]
+    /// Messages a sequence that are buffered for a client that does not read [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     stream_buffer: Option<usize>,
+    /// Time without progress after which the engine is given up; 0: never [default: 30]
+    #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watchdog_timeout_s: Option<f64>,
 }

@@ -11,6 +11,9 @@ use crate::{EngineFlags, Flags, Settings};
 /// Messages that any client must be allowed to lag behind.
 const MIN_STREAM_BUFFER: usize = 64;
 
+/// A day: whoever wants to wait longer wants no watchdog.
+const MAX_WATCHDOG_TIMEOUT_S: f64 = 86_400.0;
+
 /// A body becomes one gRPC message, and those may have 16 MiB.
 const MAX_BODY_BYTES: usize = 15 << 20;
 
@@ -87,6 +90,11 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
     if settings.stream_buffer < MIN_STREAM_BUFFER {
         let problem = format!("must be at least {MIN_STREAM_BUFFER}, not {}", settings.stream_buffer);
         return Err(SettingsError::OutOfRange { key: "stream_buffer", problem });
+    }
+    if !(0.0..=MAX_WATCHDOG_TIMEOUT_S).contains(&settings.watchdog_timeout_s) {
+        let problem =
+            format!("must be from 0 to {MAX_WATCHDOG_TIMEOUT_S}, not {}", settings.watchdog_timeout_s);
+        return Err(SettingsError::OutOfRange { key: "watchdog_timeout_s", problem });
     }
     // A key that was meant to be set must not leave the door open.
     if settings.api_key.iter().any(String::is_empty) {
@@ -175,6 +183,19 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         file
+    }
+
+    #[test]
+    fn the_watchdogs_time_is_bounded() {
+        for (given, is_right) in
+            [("0", true), ("0.5", true), ("86400", true), ("86401", false), ("-1", false), ("nan", false)]
+        {
+            let loaded = load(&flags(&[&format!("--watchdog-timeout-s={given}")]));
+            assert_eq!(loaded.is_ok(), is_right, "{given}");
+            if let Err(error) = loaded {
+                assert!(error.to_string().starts_with("setting watchdog_timeout_s: must be from 0 to 86400"));
+            }
+        }
     }
 
     #[test]

@@ -71,8 +71,11 @@ pub struct Settings {
     pub page_bytes: Option<usize>,
     /// Requests that wait for a slot; one more is refused with 429.
     pub max_waiting_requests: usize,
-    /// Messages buffered for a client that does not read; one more cancels its request.
+    /// Messages a sequence that are buffered for a client that does not read; one more cancels its request.
     pub stream_buffer: usize,
+    /// An engine that has work and gets nothing done for so long is given up: its requests end, and the process exits. A step
+    /// may take ten times as long as its size says. 0: never.
+    pub watchdog_timeout_s: f64,
 
     /// Engines the tokenizer sends to, `http://HOST:PORT`.
     #[serde(deserialize_with = "list")]
@@ -153,6 +156,7 @@ impl Default for Settings {
             page_bytes: None,
             max_waiting_requests: 1024,
             stream_buffer: 4096,
+            watchdog_timeout_s: 30.0,
             engine: Vec::new(),
             tokenizer_threads: 2,
             max_waiting_texts: 1024,

@@ -69,14 +69,7 @@ impl Error {
     /// Keeps the cause, with its own causes, for the operator.
     #[must_use]
     pub fn with_cause(mut self, cause: &(dyn std::error::Error + 'static)) -> Self {
-        let mut detail = cause.to_string();
-        let mut next = cause.source();
-        while let Some(error) = next {
-            // Writing to a string does not fail.
-            let _ = write!(detail, ": {error}");
-            next = error.source();
-        }
-        self.detail = Some(detail);
+        self.detail = Some(with_causes(cause));
         self
     }
 
@@ -128,6 +121,19 @@ impl Error {
             "code": self.code.name(),
         }})
     }
+}
+
+/// An error with all that lies behind it, the nearest cause first.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        // Writing to a string does not fail.
+        let _ = write!(text, ": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn cut(mut message: String) -> String {

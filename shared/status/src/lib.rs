@@ -9,4 +9,4 @@ mod error;
 mod grpc;
 
 pub use code::Code;
-pub use error::{Error, Result};
+pub use error::{Error, Result, with_causes};

@@ -1,6 +1,7 @@
 //! What tests share: the repository's fixtures, and real processes to talk to. Never a dependency of anything but tests.
 
 mod data;
+mod hold;
 mod metrics;
 mod server;
 mod sse;

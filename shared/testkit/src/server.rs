@@ -92,6 +92,11 @@ impl Server {
         Ok(Self { child, urls, http, stderr: Some(stderr) })
     }
 
+    /// The process's id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The address of a route.
     #[must_use]
     pub fn url(&self, path: &str) -> String {

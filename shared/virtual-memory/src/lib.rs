@@ -21,7 +21,7 @@ mod simulated;
 mod virtual_memory;
 
 #[cfg(feature = "cuda")]
-pub use cuda::CudaMemory;
+pub use cuda::{CudaMemory, DeviceSpan};
 pub use error::{Error, IllegalUse, Result};
 pub use linux::LinuxMemory;
 pub use pinned::{Pinned, Span};

@@ -63,6 +63,18 @@ impl<M: VirtualMemory> Pinned<M> {
         self.spans.len()
     }
 
+    /// The memory below.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// The nth span.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn span_of(&self, nth: usize) -> Result<Span> {
+        Ok(self.spans.get(nth).ok_or(IllegalUse::NoSuchSpan(nth))?.span)
+    }
+
     /// Whether there is no span.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,8 @@ use fused_status::{Code, Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::admission;
-use super::stream::{EventReceiver, EventSender, stream};
+use super::failure::{Failure, engine_lost};
+use super::stream::{EventReceiver, EventSender, StreamConfig, stream};
 use crate::kv::KvStats;
 use crate::request::{RequestId, ValidGenerateRequest, ValidPromptChunk};
 
@@ -15,8 +16,19 @@ use crate::request::{RequestId, ValidGenerateRequest, ValidPromptChunk};
 #[derive(Debug)]
 pub(super) enum Command {
     Start(Box<Arrival>),
-    Prompt { request: u64, chunk: ValidPromptChunk },
-    Abort { id: RequestId, reply: oneshot::Sender<Aborted> },
+    Prompt {
+        request: u64,
+        chunk: ValidPromptChunk,
+    },
+    /// The client needs no more of one sequence.
+    Finish {
+        request: u64,
+        sequence_idx: u32,
+    },
+    Abort {
+        id: RequestId,
+        reply: oneshot::Sender<Aborted>,
+    },
 }
 
 /// A request as it comes to the core.
@@ -50,20 +62,38 @@ pub(crate) struct Load {
 
 /// Wakes the core's thread. A ring while it is awake is not lost: it looks around once more before it sleeps.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bell(Arc<OnceLock<Thread>>);
+pub(super) struct Bell(Arc<Ringing>);
+
+#[derive(Debug, Default)]
+struct Ringing {
+    thread: OnceLock<Thread>,
+    /// Requests whose client has gone since the core looked last; each leaves once.
+    left: Mutex<Vec<u64>>,
+}
 
 impl Bell {
     /// From now on it wakes the calling thread.
     pub(super) fn answer(&self) {
         // Set once: there is one core.
-        let _ = self.0.set(std::thread::current());
+        let _ = self.0.thread.set(std::thread::current());
     }
 
     /// Before anybody answers there is no need: whoever starts looks at what is there.
     pub(super) fn ring(&self) {
-        if let Some(thread) = self.0.get() {
+        if let Some(thread) = self.0.thread.get() {
             thread.unpark();
         }
+    }
+
+    /// Says that a request's client has gone, or has heard all there was, and rings.
+    pub(super) fn leave(&self, request: u64) {
+        self.0.left.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        self.ring();
+    }
+
+    /// Who has left since the last time.
+    pub(super) fn take_left(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.0.left.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -79,6 +109,7 @@ pub(crate) struct Door {
     /// A request is refused where prompts wait for longer.
     pub(super) max_wait: Option<Duration>,
     pub(super) load: watch::Receiver<Load>,
+    pub(super) failure: Failure,
 }
 
 /// An admitted request: to be given its prompt and listened to.
@@ -92,15 +123,22 @@ impl Door {
     /// Lets a request in, as yet without a prompt.
     ///
     /// # Errors
-    /// The queue is full, prompts wait too long already, or the core has ended.
+    /// The queue is full, prompts wait too long already, or the core has ended or is lost.
     pub(crate) fn start(&self, request: ValidGenerateRequest, arrived: Instant) -> Result<Admitted> {
+        self.check()?;
         // Of several prompts that belong together none waits for the others: what they wait for is known when they are.
         if request.group_id.is_none() {
             admission::check(self.load().least_wait, self.max_wait)?;
         }
         let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| queue_full())?;
-        let (sender, events) = stream(self.stream_buffer, self.bell.clone());
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let (sender, events) = stream(StreamConfig {
+            number,
+            num_sequences: request.num_sequences as usize,
+            buffer: self.stream_buffer,
+            bell: self.bell.clone(),
+            engine: self.failure.clone(),
+        });
         let arrival = Arrival { number, request, events: sender, arrived, place };
         self.commands.try_send(Command::Start(Box::new(arrival))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => queue_full(),
@@ -129,6 +167,27 @@ impl Door {
         })
     }
 
+    /// Ends one sequence of a request as it is. Returns whether the core will hear of it: it is busy with what it has been
+    /// told before, otherwise, and this is to be said again.
+    pub(crate) fn finish_sequence(&self, request: u64, sequence_idx: u32) -> bool {
+        let told = self.commands.try_send(Command::Finish { request, sequence_idx });
+        self.bell.ring();
+        !matches!(told, Err(mpsc::error::TrySendError::Full(_)))
+    }
+
+    /// Whether the core is there to do anything.
+    ///
+    /// # Errors
+    /// It is lost.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.failure.reason().map_or(Ok(()), |_| Err(engine_lost()))
+    }
+
+    /// Whether the core is lost, and why.
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
     /// Ends a request. `None` if it is neither waiting nor running.
     ///
     /// # Errors
@@ -136,8 +195,12 @@ impl Door {
     pub(crate) async fn abort(&self, id: RequestId) -> Result<Option<Aborted>> {
         let (reply, aborted) = oneshot::channel();
         self.tell(Command::Abort { id, reply }).await?;
-        // Dropped without an answer where there is no such request, and where the core ends now.
-        Ok(aborted.await.ok())
+        tokio::select! {
+            biased;
+            // Dropped without an answer where there is no such request, and where the core ends now.
+            aborted = aborted => Ok(aborted.ok()),
+            () = self.failure.told() => Err(engine_lost()),
+        }
     }
 
     /// How busy the core is.
@@ -152,7 +215,12 @@ impl Door {
     }
 
     async fn tell(&self, command: Command) -> Result<()> {
-        self.commands.send(command).await.map_err(|_| engine_ended())?;
+        let room = tokio::select! {
+            biased;
+            room = self.commands.reserve() => room.map_err(|_| engine_ended())?,
+            () = self.failure.told() => return Err(engine_lost()),
+        };
+        room.send(command);
         self.bell.ring();
         Ok(())
     }

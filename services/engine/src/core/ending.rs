@@ -23,8 +23,7 @@ impl<R: Runner> EngineCore<R> {
         for id in unfinished.collect::<Vec<_>>() {
             let Some(request) = self.requests.get_mut(&number) else { break };
             aborted.num_sequences += 1;
-            // Gone or not reading: it is being ended anyway.
-            let _ = request.finish(id.idx, FinishReason::Aborted);
+            request.finish(id.idx, FinishReason::Aborted);
             aborted.kv_bytes += self.free(id);
         }
         self.forget(number, "aborted");
@@ -34,17 +33,25 @@ impl<R: Runner> EngineCore<R> {
 
     /// Ends requests whose client has gone or whose deadline has passed.
     pub(super) fn end_lost_requests(&mut self, now: Instant) {
-        let lost = self.requests.iter().filter_map(|(number, request)| {
-            if request.events.is_gone() {
-                Some((*number, cancelled()))
-            } else if request.deadline.is_some_and(|deadline| deadline <= now) {
-                Some((*number, Error::new(Code::DeadlineExceeded, "the request's deadline has passed")))
-            } else {
-                None
-            }
-        });
-        for (number, error) in lost.collect::<Vec<_>>() {
-            self.fail(number, error);
+        for number in self.bell.take_left() {
+            self.fail(number, cancelled());
+        }
+        while let Some((deadline, number)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            self.fail(number, Error::new(Code::DeadlineExceeded, "the request's deadline has passed"));
+        }
+    }
+
+    /// Ends one sequence because its client needs no more of it.
+    pub(super) fn finish_early(&mut self, number: u64, sequence_idx: u32) {
+        let Some(request) = self.requests.get(&number) else { return };
+        let id = request.ids().find(|id| id.idx == sequence_idx);
+        // It may have come to its own end meanwhile.
+        let is_running = |id: &SequenceId| !request.sequences[id.idx as usize].is_finished;
+        if let Some(id) = id.filter(is_running) {
+            self.finish(id, FinishReason::Enough);
         }
     }
 
@@ -53,12 +60,9 @@ impl<R: Runner> EngineCore<R> {
         self.free(id);
         let Some(request) = self.requests.get_mut(&id.request) else { return };
         self.scheduler.note_output(request.num_output(id.idx));
-        match request.finish(id.idx, reason) {
-            Err(error) => self.fail(id.request, not_sent(error)),
-            Ok(()) if request.is_finished() => {
-                self.forget(id.request, reason_label(reason));
-            }
-            Ok(()) => {}
+        request.finish(id.idx, reason);
+        if request.is_finished() {
+            self.forget(id.request, reason_label(reason));
         }
     }
 
@@ -89,6 +93,9 @@ impl<R: Runner> EngineCore<R> {
     pub(super) fn forget(&mut self, number: u64, finish_reason: &'static str) -> Option<Request> {
         let request = self.requests.remove(&number)?;
         self.numbers.remove(&request.request.id);
+        if let Some(deadline) = request.deadline {
+            self.deadlines.remove(&(deadline, number));
+        }
         self.events.request_ended(finish_reason);
         Some(request)
     }
@@ -96,13 +103,13 @@ impl<R: Runner> EngineCore<R> {
 
 fn reason_label(reason: FinishReason) -> &'static str {
     match reason {
-        FinishReason::Eos(_) | FinishReason::StopToken(_) => "stop",
+        FinishReason::Eos(_) | FinishReason::StopToken(_) | FinishReason::Enough => "stop",
         FinishReason::Length => "length",
         FinishReason::Aborted => "aborted",
     }
 }
 
-fn cancelled() -> Error {
+pub(super) fn cancelled() -> Error {
     Error::new(Code::Cancelled, "the client has gone")
 }
 

@@ -8,14 +8,18 @@
 mod admission;
 mod door;
 mod ending;
+mod failure;
 mod flight;
+mod pulse;
 mod sequence;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 mod thread;
+mod watchdog;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fused_status::Error;
@@ -28,15 +32,16 @@ use crate::request::{RequestId, ValidPromptChunk};
 use crate::runner::{Runner, RunnerError, SequenceOutput};
 use crate::scheduler::{Scheduled, Scheduler, SequenceId, Step};
 use admission::{PrefillRate, StepRate};
-use door::{Arrival, Command};
-use ending::{not_sent, out_of_memory};
+use door::{Arrival, Bell, Command};
+use ending::{cancelled, not_sent, out_of_memory};
 use flight::Flight;
+use pulse::{Doing, Pulse, StepTime};
 pub(crate) use sequence::Drawn;
 use sequence::{End, Request};
 
 pub(crate) use door::{Admitted, Door, Load, engine_ended};
 pub(crate) use stream::{Event, EventReceiver, Finish, FinishReason, PromptLogprobs};
-pub(crate) use thread::{CoreConfig, Failure, assemble, start};
+pub(crate) use thread::{CoreConfig, assemble, start};
 
 /// Commands taken between two steps; the rest waits for the next.
 const MAX_COMMANDS_PER_STEP: usize = 1024;
@@ -66,6 +71,10 @@ pub(crate) struct EngineCore<R: Runner> {
     /// When the last step came down.
     last_landing: Instant,
     numbers: HashMap<RequestId, u64>,
+    /// Of the requests that have one.
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Who rings says whose client has gone.
+    bell: Bell,
     commands: mpsc::Receiver<Command>,
     order: Order,
     /// A request is refused where prompts wait for longer.
@@ -74,6 +83,8 @@ pub(crate) struct EngineCore<R: Runner> {
     step_rate: StepRate,
     /// How long a request would wait that comes now, and when that was found out.
     least_wait: (Instant, Duration),
+    step_time: StepTime,
+    pulse: Arc<Pulse>,
     started: Instant,
     load: watch::Sender<Load>,
     events: CoreEvents,
@@ -93,6 +104,7 @@ impl<R: Runner> EngineCore<R> {
     /// One step of all sequences.
     pub(crate) fn step(&mut self) -> Result<Progress, RunnerError> {
         let started = (self.clock)();
+        self.pulse.work(Doing::Planning, Duration::ZERO);
         self.take_commands();
         self.end_lost_requests(started);
         let mut waited = Duration::ZERO;
@@ -124,7 +136,8 @@ impl<R: Runner> EngineCore<R> {
         for _ in 0..MAX_COMMANDS_PER_STEP {
             match self.commands.try_recv() {
                 Ok(Command::Start(arrival)) => self.admit(*arrival),
-                Ok(Command::Prompt { request, chunk }) => self.extend_prompt(request, &chunk),
+                Ok(Command::Prompt { request, chunk }) => self.extend_prompt(request, chunk),
+                Ok(Command::Finish { request, sequence_idx }) => self.finish_early(request, sequence_idx),
                 Ok(Command::Abort { id, reply }) => self.abort(&id, reply),
                 Err(_) => return,
             }
@@ -138,12 +151,18 @@ impl<R: Runner> EngineCore<R> {
             arrival.events.fail(Error::invalid("request_id", message));
             return;
         }
+        // Before it was known here, so that nobody heard it leave.
+        if arrival.events.is_gone() {
+            self.events.request_ended(cancelled().code().name());
+            return;
+        }
         self.numbers.insert(arrival.request.id.clone(), number);
         let turn = self.turn(&arrival);
         let request = Request::new(arrival, turn);
         for id in request.ids() {
             self.scheduler.add(id);
         }
+        self.deadlines.extend(request.deadline.map(|deadline| (deadline, number)));
         self.requests.insert(number, request);
     }
 
@@ -160,17 +179,18 @@ impl<R: Runner> EngineCore<R> {
         }
     }
 
-    fn extend_prompt(&mut self, number: u64, chunk: &ValidPromptChunk) {
+    fn extend_prompt(&mut self, number: u64, chunk: ValidPromptChunk) {
         // Unknown where it has been aborted or has failed in the meantime.
         let Some(request) = self.requests.get_mut(&number) else { return };
+        let (num_tokens, is_last) = (chunk.tokens.len(), chunk.max_tokens.is_some());
         request.extend_prompt(chunk);
         for id in request.ids() {
-            self.scheduler.extend(id, chunk.tokens.len());
+            self.scheduler.extend(id, num_tokens);
             if let Some(slot) = self.scheduler.slot(id) {
                 self.kv.announce(slot, &request.prompt);
             }
         }
-        if chunk.max_tokens.is_some() {
+        if is_last {
             self.complete_prompt(number);
         }
     }
@@ -239,6 +259,7 @@ impl<R: Runner> EngineCore<R> {
         let (scheduled, sequences): (Vec<_>, Vec<_>) = steps.unzip();
         let copies = self.kv.take_copies();
         if !copies.is_empty() {
+            self.pulse.work(Doing::Copying, Duration::ZERO);
             self.runner.copy(&copies, &self.kv)?;
         }
         if sequences.is_empty() {
@@ -248,6 +269,9 @@ impl<R: Runner> EngineCore<R> {
         let grow = scheduled.iter().filter(|scheduled| scheduled.reaches_end).map(|scheduled| scheduled.slot);
         self.kv.map_ahead(grow).map_err(memory_error)?;
         let launched = (self.clock)();
+        let num_tokens = scheduled.iter().map(|scheduled| scheduled.num_tokens).sum();
+        let work = scheduled.iter().map(|s| pulse::work(s.context_len, s.num_tokens)).sum();
+        self.pulse.work(Doing::Launching { num_tokens }, self.expected(work));
         self.runner.launch(&sequences, &self.kv)?;
         let draws = sequences.iter().map(|sequence| sequence.sample.is_some()).collect();
         for (idx, scheduled) in scheduled.iter().enumerate() {
@@ -255,14 +279,19 @@ impl<R: Runner> EngineCore<R> {
             let has_next = request.is_some_and(|request| request.note_launched(scheduled, idx));
             self.scheduler.commit(scheduled, has_next);
         }
-        self.flights.push_back(Flight { scheduled, draws, ended: Vec::new(), launched });
+        self.flights.push_back(Flight { scheduled, draws, ended: Vec::new(), launched, work });
         Ok(true)
     }
 
     /// Waits for the oldest step in flight and tells its outputs. Returns how long it has waited.
     fn land(&mut self) -> Result<Duration, RunnerError> {
         let began = (self.clock)();
+        if let Some(flight) = self.flights.front() {
+            let doing = Doing::Waiting { num_tokens: flight.num_tokens() };
+            self.pulse.work(doing, self.expected(flight.work));
+        }
         let outputs = self.runner.finish()?;
+        self.pulse.land();
         let Some(flight) = self.flights.pop_front() else { return Ok(Duration::ZERO) };
         let now = (self.clock)();
         let waited = now.saturating_duration_since(began);
@@ -307,7 +336,8 @@ impl<R: Runner> EngineCore<R> {
     fn note_landing(&mut self, flight: &Flight, now: Instant, waited: Duration) {
         let took = now.saturating_duration_since(flight.launched.max(self.last_landing));
         self.last_landing = now;
-        let num_tokens = flight.scheduled.iter().map(|scheduled| scheduled.num_tokens).sum();
+        let num_tokens = flight.num_tokens();
+        self.step_time.note(flight.work, took);
         self.events.step(took, num_tokens);
         // Where the host has come late, the device may have been done long before, or begun.
         let is_timed = self.runner.max_in_flight() == 1 || 2 * waited >= took;
@@ -317,6 +347,11 @@ impl<R: Runner> EngineCore<R> {
         if is_timed && flight.scheduled.iter().any(|scheduled| scheduled.num_tokens == 1) {
             self.step_rate.note(took);
         }
+    }
+
+    /// How long a step of so much work takes, for the watchdog.
+    fn expected(&self, work: f64) -> Duration {
+        self.step_time.of(work).unwrap_or_else(|| self.runner.assumed_token_time().mul_f64(work))
     }
 
     fn tell_load(&mut self) {
@@ -342,7 +377,7 @@ impl<R: Runner> EngineCore<R> {
         if !self.commands.is_empty() {
             return Progress::Ran;
         }
-        let next_deadline = self.requests.values().filter_map(|request| request.deadline).min();
-        Progress::Idle(next_deadline.map(|deadline| deadline.saturating_duration_since(now)))
+        let next_deadline = self.deadlines.first();
+        Progress::Idle(next_deadline.map(|(deadline, _)| deadline.saturating_duration_since(now)))
     }
 }

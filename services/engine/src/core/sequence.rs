@@ -1,3 +1,5 @@
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fused_vocabulary::TokenId;
@@ -8,7 +10,7 @@ use super::stream::{Event, EventSender, Finish, FinishReason, NotSent, PromptLog
 use crate::kv::Candidate;
 use crate::request::{Stopping, ValidGenerateRequest, ValidPromptChunk};
 use crate::runner::{PromptLogprobStep, SequenceOutput, SequenceStep};
-use crate::sampler::{Occurrences, SampleStep, SampledToken, TokenLogprobs};
+use crate::sampler::{Occurrences, PromptOccurrences, SampleStep, SampledToken, TokenLogprobs};
 use crate::scheduler::{Known, Scheduled, SequenceId};
 
 /// A request in the core.
@@ -24,7 +26,10 @@ pub(super) struct Request {
     /// Its place in the queue, until it is scheduled with its whole prompt: before that it may lose its slot to others, and
     /// the queue is what bounds those who wait.
     place: Option<OwnedSemaphorePermit>,
+    /// Of all its sequences.
     pub(super) prompt: Vec<TokenId>,
+    /// What penalties count of it; known once it is complete, and none where there are no penalties.
+    occurrences: Option<Arc<PromptOccurrences>>,
     /// Known once the prompt is complete.
     pub(super) max_tokens: Option<usize>,
     /// Tokens that end a sequence, which may not be drawn before `min_tokens`.
@@ -40,11 +45,12 @@ pub(super) struct Request {
 /// One continuation of a prompt.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
-    /// Prompt and output, one behind the other: after it had to give way, both are prefilled alike. Empty until it first
-    /// runs, so that a request for many sequences does not keep many copies of its prompt in the queue.
+    /// Its output. Once it has had to give way, behind a copy of the prompt: then both are prefilled alike, and a step may
+    /// begin in the one and end in the other.
     tokens: Vec<TokenId>,
-    /// What penalties count; empty where there are none.
-    occurrences: Occurrences,
+    has_prompt: bool,
+    /// What penalties count; `None` where there are none, and before it runs with its whole prompt.
+    occurrences: Option<Occurrences>,
     /// Its place in the last step launched that draws a token of it. As long as that is in flight, `tokens` lack the token.
     drawn_by: usize,
     pub(super) is_finished: bool,
@@ -97,6 +103,7 @@ impl Request {
             arrived,
             place: Some(place),
             prompt: Vec::new(),
+            occurrences: None,
             max_tokens: None,
             ending,
             prompt_logprobs: Vec::new(),
@@ -122,7 +129,7 @@ impl Request {
     pub(super) fn known(&self, sequence_idx: u32) -> Option<Known<'_>> {
         let sequence = self.sequences.get(sequence_idx as usize)?;
         Some(Known {
-            tokens: if sequence.has_run() { &sequence.tokens } else { &self.prompt },
+            tokens: if sequence.has_prompt { &sequence.tokens } else { &self.prompt },
             salt: self.request.cache_salt.as_deref(),
             reuses: !self.tells_prompt_logprobs(sequence_idx),
         })
@@ -164,29 +171,24 @@ impl Request {
     }
 
     /// Appends a chunk of the prompt.
-    pub(super) fn extend_prompt(&mut self, chunk: &ValidPromptChunk) {
+    pub(super) fn extend_prompt(&mut self, chunk: ValidPromptChunk) {
         self.max_tokens = chunk.max_tokens;
+        self.occurrences = chunk.occurrences;
         self.prompt.extend_from_slice(&chunk.tokens);
-        for sequence in self.sequences.iter_mut().filter(|sequence| sequence.has_run()) {
-            sequence.tokens.extend_from_slice(&chunk.tokens);
-            if self.request.sampling.has_penalties() {
-                sequence.occurrences.extend_prompt(&chunk.tokens);
-            }
-        }
     }
 
     /// The runner's part of a sequence in this step.
     pub(super) fn step(&self, scheduled: &Scheduled) -> Option<SequenceStep<'_>> {
         let sequence = self.sequences.get(scheduled.id.idx as usize)?;
         let end = scheduled.context_len + scheduled.num_tokens;
-        let num_known = sequence.tokens.len();
+        let num_known = self.prompt.len() + sequence.num_output(&self.prompt);
         Some(SequenceStep {
             slot: scheduled.slot,
             context_len: scheduled.context_len,
-            tokens: sequence.tokens.get(scheduled.context_len..end.min(num_known))?,
+            tokens: sequence.tokens_at(&self.prompt, scheduled.context_len..end.min(num_known))?,
             drawn_by: (end > num_known).then_some(sequence.drawn_by),
             sample: self.draws(scheduled).then(|| self.draw(sequence, scheduled)),
-            prompt_logprobs: self.prompt_logprob_step(sequence, scheduled),
+            prompt_logprobs: self.prompt_logprob_step(scheduled),
         })
     }
 
@@ -194,7 +196,8 @@ impl Request {
     pub(super) fn computed(&self, scheduled: &Scheduled) -> &[TokenId] {
         let end = scheduled.context_len + scheduled.num_tokens;
         let sequence = self.sequences.get(scheduled.id.idx as usize);
-        sequence.and_then(|sequence| sequence.tokens.get(scheduled.context_len..end)).unwrap_or(&[])
+        let tokens = sequence.and_then(|s| s.tokens_at(&self.prompt, scheduled.context_len..end));
+        tokens.unwrap_or(&[])
     }
 
     /// Notes that a step has been launched, in which a sequence has this place. Says whether it draws a token that another may
@@ -217,24 +220,20 @@ impl Request {
             sampling: &self.request.sampling,
             sequence_idx: scheduled.id.idx,
             position: num_output as u64,
-            occurrences: sequence.occurrences.as_slice(),
+            occurrences: sequence.occurrences.as_ref(),
             banned: if num_output < self.request.stopping.min_tokens { &self.ending } else { &[] },
             num_logprobs: self.request.num_logprobs,
         }
     }
 
-    fn prompt_logprob_step<'a>(
-        &self,
-        sequence: &'a Sequence,
-        scheduled: &Scheduled,
-    ) -> Option<PromptLogprobStep<'a>> {
+    fn prompt_logprob_step(&self, scheduled: &Scheduled) -> Option<PromptLogprobStep<'_>> {
         let is_asked = self.tells_prompt_logprobs(scheduled.id.idx);
         let num_top = self.request.num_prompt_logprobs.filter(|_| is_asked)?;
         let first = scheduled.context_len + 1;
         let end = (first + scheduled.num_tokens).min(self.prompt.len());
         // What was computed before the sequence had to give way is not asked for again.
         let is_new = end > 1 + self.prompt_logprobs.len();
-        let targets = sequence.tokens.get(first..end).filter(|_| is_new)?;
+        let targets = self.prompt.get(first..end).filter(|_| is_new)?;
         Some(PromptLogprobStep { targets, num_top })
     }
 
@@ -251,14 +250,13 @@ impl Request {
             self.place = None;
         }
         let sequence = self.sequences.get_mut(sequence_idx as usize)?;
-        if sequence.has_run() {
+        if let Some(occurrences) = self.occurrences.as_ref().filter(|_| sequence.occurrences.is_none()) {
+            sequence.occurrences = Some(Occurrences::after(Arc::clone(occurrences)));
+        }
+        if sequence.first_scheduled.is_some() {
             return None;
         }
         sequence.first_scheduled = Some(now);
-        sequence.tokens.clone_from(&self.prompt);
-        if self.request.sampling.has_penalties() {
-            sequence.occurrences.extend_prompt(&self.prompt);
-        }
         Some(now.saturating_duration_since(self.arrived))
     }
 
@@ -266,6 +264,10 @@ impl Request {
     pub(super) fn note_preempted(&mut self, sequence_idx: u32) {
         if let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) {
             sequence.num_preemptions += 1;
+            if !sequence.has_prompt && !sequence.tokens.is_empty() {
+                sequence.tokens.splice(..0, self.prompt.iter().copied());
+                sequence.has_prompt = true;
+            }
         }
     }
 
@@ -293,7 +295,7 @@ impl Request {
             return Ok(());
         }
         self.told_prompt = true;
-        let first = self.sequences.first().and_then(|sequence| sequence.tokens.first());
+        let first = self.prompt.first();
         let logprobs = self
             .request
             .num_prompt_logprobs
@@ -314,13 +316,13 @@ impl Request {
         let drawn = Some(Drawn { is_first: sequence.first_token.is_none(), latency });
         sequence.first_token.get_or_insert(now);
         sequence.last_token = Some(now);
-        let num_output = sequence.tokens.len() - self.prompt.len();
+        let num_output = sequence.num_output(&self.prompt);
         let end = match self.request.stopping.ends(token.token, num_output) {
             Some(reason) => Some(End::Finished(reason)),
             None => {
                 sequence.tokens.push(token.token);
-                if self.request.sampling.has_penalties() {
-                    sequence.occurrences.push_output(token.token);
+                if let Some(occurrences) = &mut sequence.occurrences {
+                    occurrences.push_output(token.token);
                 }
                 let is_last = self.max_tokens.is_some_and(|max_tokens| num_output + 1 >= max_tokens);
                 match self.events.send(Event::Token { sequence_idx, token }) {
@@ -333,15 +335,14 @@ impl Request {
     }
 
     /// Tells the client that a sequence has ended.
-    pub(super) fn finish(&mut self, sequence_idx: u32, reason: FinishReason) -> Result<(), NotSent> {
-        let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) else { return Ok(()) };
+    pub(super) fn finish(&mut self, sequence_idx: u32, reason: FinishReason) {
+        let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) else { return };
         sequence.is_finished = true;
         let ended_by_token = matches!(reason, FinishReason::Eos(_) | FinishReason::StopToken(_));
-        let tokens = std::mem::take(&mut sequence.tokens);
-        sequence.occurrences = Occurrences::default();
-        let num_tokens = tokens.len().saturating_sub(self.prompt.len()) + usize::from(ended_by_token);
+        let num_tokens = sequence.num_output(&self.prompt) + usize::from(ended_by_token);
+        (sequence.tokens, sequence.has_prompt, sequence.occurrences) = (Vec::new(), false, None);
         let timings = sequence.timings(self.arrived);
-        self.events.send(Event::Finish(Finish { sequence_idx, reason, num_tokens, timings }))
+        self.events.finish(Finish { sequence_idx, reason, num_tokens, timings });
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -350,8 +351,18 @@ impl Request {
 }
 
 impl Sequence {
-    fn has_run(&self) -> bool {
-        self.first_scheduled.is_some()
+    /// Tokens drawn, as far as they are known.
+    fn num_output(&self, prompt: &[TokenId]) -> usize {
+        self.tokens.len() - if self.has_prompt { prompt.len() } else { 0 }
+    }
+
+    /// Its tokens at some positions, all of which are known.
+    fn tokens_at<'a>(&'a self, prompt: &'a [TokenId], at: Range<usize>) -> Option<&'a [TokenId]> {
+        let first = if self.has_prompt { 0 } else { prompt.len() };
+        match at.start.checked_sub(first) {
+            Some(start) => self.tokens.get(start..at.end.checked_sub(first)?),
+            None => prompt.get(at),
+        }
     }
 
     fn timings(&self, arrived: Instant) -> Timings {

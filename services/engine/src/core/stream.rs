@@ -1,13 +1,18 @@
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fused_status::Error;
 use fused_vocabulary::TokenId;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::door::Bell;
+use super::failure::{Failure, engine_lost};
 use crate::sampler::{SampledToken, TokenLogprobs};
 
 /// What a request's stream carries, in order.
@@ -45,6 +50,8 @@ pub(crate) struct Finish {
 pub(crate) enum FinishReason {
     Eos(TokenId),
     StopToken(TokenId),
+    /// The client had enough of this one.
+    Enough,
     Length,
     Aborted,
 }
@@ -74,7 +81,9 @@ pub(crate) enum NotSent {
 #[derive(Debug)]
 pub(crate) struct EventSender {
     events: mpsc::Sender<Event>,
-    /// Apart from the events, because it must get through when their buffer is full.
+    /// A place for the end of each sequence, which must get through when the buffer is full.
+    ends: Vec<mpsc::OwnedPermit<Event>>,
+    /// Apart from the events, for the same reason.
     failure: Arc<OnceLock<Error>>,
 }
 
@@ -84,24 +93,51 @@ pub(crate) struct EventReceiver {
     // Dropped first: the core must see that it is closed when the bell rings.
     events: mpsc::Receiver<Event>,
     failure: Arc<OnceLock<Error>>,
+    engine: Failure,
+    /// Completes when the engine is lost, of which its thread may tell nobody any more.
+    lost: Pin<Box<WaitForCancellationFutureOwned>>,
     _cancel: RingOnDrop,
 }
 
 #[derive(Debug)]
-struct RingOnDrop(Bell);
+struct RingOnDrop {
+    bell: Bell,
+    number: u64,
+}
 
 impl Drop for RingOnDrop {
     fn drop(&mut self) {
-        self.0.ring();
+        self.bell.leave(self.number);
     }
 }
 
-/// A stream that buffers at most `buffer` events.
-pub(super) fn stream(buffer: usize, bell: Bell) -> (EventSender, EventReceiver) {
-    let (sender, events) = mpsc::channel(buffer);
+/// What a stream is made for.
+pub(super) struct StreamConfig {
+    /// The request's number.
+    pub(super) number: u64,
+    pub(super) num_sequences: usize,
+    /// Events a sequence that are buffered at most, and one for its end.
+    pub(super) buffer: usize,
+    pub(super) bell: Bell,
+    pub(super) engine: Failure,
+}
+
+/// The two ends of a stream.
+pub(super) fn stream(config: StreamConfig) -> (EventSender, EventReceiver) {
+    let StreamConfig { number, num_sequences, buffer, bell, engine } = config;
+    let capacity = buffer.saturating_add(1).saturating_mul(num_sequences).min(Semaphore::MAX_PERMITS);
+    let (sender, events) = mpsc::channel(capacity);
+    // They are there: nobody has sent anything.
+    let ends = (0..num_sequences).filter_map(|_| sender.clone().try_reserve_owned().ok()).collect();
     let failure = Arc::new(OnceLock::new());
-    let receiver = EventReceiver { events, failure: Arc::clone(&failure), _cancel: RingOnDrop(bell) };
-    (EventSender { events: sender, failure }, receiver)
+    let receiver = EventReceiver {
+        events,
+        failure: Arc::clone(&failure),
+        lost: Box::pin(engine.told()),
+        engine,
+        _cancel: RingOnDrop { bell, number },
+    };
+    (EventSender { events: sender, ends, failure }, receiver)
 }
 
 impl EventSender {
@@ -110,6 +146,13 @@ impl EventSender {
             TrySendError::Full(_) => NotSent::Full,
             TrySendError::Closed(_) => NotSent::Gone,
         })
+    }
+
+    /// Says that a sequence has ended, each of them once; behind the events that are in the buffer, be it full.
+    pub(super) fn finish(&mut self, finish: Finish) {
+        if let Some(place) = self.ends.pop() {
+            place.send(Event::Finish(finish));
+        }
     }
 
     /// Ends the stream with an error, after the events that are in its buffer.
@@ -131,7 +174,10 @@ impl EventReceiver {
         events: &mut Vec<Event>,
         limit: usize,
     ) -> Poll<usize> {
-        self.events.poll_recv_many(cx, events, limit)
+        match self.events.poll_recv_many(cx, events, limit) {
+            Poll::Pending => self.lost.as_mut().poll(cx).map(|()| 0),
+            taken => taken,
+        }
     }
 
     /// The next event; `None` when the stream has ended.
@@ -139,11 +185,15 @@ impl EventReceiver {
     /// # Cancel safety
     /// No event is lost.
     pub(crate) async fn recv(&mut self) -> Option<Event> {
-        self.events.recv().await
+        poll_fn(|cx| match self.events.poll_recv(cx) {
+            Poll::Pending => self.lost.as_mut().poll(cx).map(|()| None),
+            taken => taken,
+        })
+        .await
     }
 
     /// Why the stream has ended before its sequences had.
     pub(crate) fn failure(&self) -> Option<Error> {
-        self.failure.get().cloned()
+        self.failure.get().cloned().or_else(|| self.engine.reason().map(|_| engine_lost()))
     }
 }

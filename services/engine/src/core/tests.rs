@@ -58,6 +58,7 @@ pub(crate) fn core_config(token_budget: usize) -> CoreConfig {
         max_wait: None,
         max_waiting_requests: 8,
         stream_buffer: 64,
+        watchdog_timeout: None,
     }
 }
 

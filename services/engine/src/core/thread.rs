@@ -1,5 +1,5 @@
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +11,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::admission::{PrefillRate, StepRate};
 use super::door::{Bell, Command, Door, Load};
-use super::{Clock, EngineCore, Progress};
+use super::failure::{Failure, engine_lost};
+use super::pulse::{Pulse, StepTime};
+use super::{Clock, EngineCore, Progress, watchdog};
 use crate::Order;
 use crate::events::{self, CoreEvents};
 use crate::kv::KvCache;
@@ -29,13 +31,13 @@ pub(crate) struct CoreConfig {
     /// A request is refused where the prompts before it take longer.
     pub(crate) max_wait: Option<Duration>,
     pub(crate) max_waiting_requests: usize,
+    /// Events a sequence, for a client that does not read.
     pub(crate) stream_buffer: usize,
+    /// The core is given up where it gets nothing done for so long although there is work.
+    pub(crate) watchdog_timeout: Option<Duration>,
 }
 
-/// Why the core has ended, once it has failed.
-pub(crate) type Failure = watch::Receiver<Option<Arc<str>>>;
-
-/// Starts the core's thread. It ends when `lifecycle` stops, or when the runner fails.
+/// Starts the core's thread, and whoever watches it. It ends when `lifecycle` stops, or when the runner fails.
 ///
 /// # Errors
 /// The system has no thread to give.
@@ -44,16 +46,16 @@ pub(crate) fn start<R: Runner>(
     runner: R,
     kv: KvCache<R::Memory>,
     lifecycle: &Lifecycle,
-) -> std::io::Result<(Door, Failure)> {
+) -> std::io::Result<Door> {
     let (core, door) = assemble(config, runner, kv, Box::new(Instant::now));
-    let (failed, failure) = watch::channel(None);
     let stop = Arc::new(AtomicBool::new(false));
     let (ended, end) = oneshot::channel();
     let stopper = StopOnDrop { stop: Arc::clone(&stop), bell: door.bell.clone() };
-    let bell = door.bell.clone();
+    let (bell, pulse) = (door.bell.clone(), Arc::clone(&core.pulse));
+    let failure = door.failure.clone();
     std::thread::Builder::new().name("engine-core".to_owned()).spawn(move || {
         bell.answer();
-        core.run_until(&stop, &failed);
+        core.run_until(&stop, &failure);
         // Nobody waits where the process is going away.
         let _ = ended.send(());
     })?;
@@ -64,7 +66,17 @@ pub(crate) fn start<R: Runner>(
         // An error says that the thread is gone, which is what is waited for.
         let _ = end.await;
     });
-    Ok((door, failure))
+    if let Some(limit) = config.watchdog_timeout {
+        let watching = watchdog::watch(limit, pulse, door.commands.clone(), door.failure.clone());
+        let stopped = lifecycle.stopped();
+        lifecycle.spawn("engine watchdog", async move {
+            tokio::select! {
+                () = stopped => {}
+                () = watching => {}
+            }
+        });
+    }
+    Ok(door)
 }
 
 /// The core and the way to it, not running as yet.
@@ -77,6 +89,7 @@ pub(crate) fn assemble<R: Runner>(
     debug_assert!((1..=2).contains(&runner.max_in_flight()), "see Runner::max_in_flight");
     let (load, load_seen) = watch::channel(Load { kv: kv.stats(), ..Load::default() });
     let (sender, commands) = mpsc::channel(config.max_waiting_requests.saturating_add(SPARE_COMMANDS));
+    let bell = Bell::default();
     let core = EngineCore {
         runner,
         kv,
@@ -86,12 +99,16 @@ pub(crate) fn assemble<R: Runner>(
         prefill_rate: PrefillRate::default(),
         step_rate: StepRate::default(),
         least_wait: (clock(), Duration::ZERO),
+        step_time: StepTime::default(),
+        pulse: Arc::new(Pulse::default()),
         started: clock(),
         requests: BTreeMap::new(),
         flights: VecDeque::new(),
         is_held_up: false,
         last_landing: clock(),
         numbers: HashMap::new(),
+        deadlines: BTreeSet::new(),
+        bell: bell.clone(),
         commands,
         load,
         events: CoreEvents::new(),
@@ -99,12 +116,13 @@ pub(crate) fn assemble<R: Runner>(
     };
     let door = Door {
         commands: sender,
-        bell: Bell::default(),
+        bell,
         queue: Arc::new(Semaphore::new(config.max_waiting_requests)),
         next_number: Arc::new(AtomicU64::new(0)),
         stream_buffer: config.stream_buffer,
         max_wait: config.max_wait,
         load: load_seen,
+        failure: Failure::default(),
     };
     (core, door)
 }
@@ -123,28 +141,31 @@ impl Drop for StopOnDrop {
 }
 
 impl<R: Runner> EngineCore<R> {
-    /// Steps until it is told to stop or the runner fails; then ends all requests.
-    pub(super) fn run_until(mut self, stop: &AtomicBool, failed: &watch::Sender<Option<Arc<str>>>) {
+    /// Steps until it is told to stop, the runner fails or the watchdog has given it up; then ends all requests.
+    pub(super) fn run_until(mut self, stop: &AtomicBool, failure: &Failure) {
         while !stop.load(Ordering::Acquire) {
+            if failure.reason().is_some() {
+                events::came_back();
+                return self.end(&engine_lost());
+            }
             // Afterwards nothing but the requests' streams is touched, so that a half-done step does no harm.
             let reason = match catch_unwind(AssertUnwindSafe(|| self.step())) {
                 Ok(Ok(Progress::Ran)) => continue,
-                Ok(Ok(Progress::Idle(None))) => {
-                    std::thread::park();
-                    continue;
-                }
-                Ok(Ok(Progress::Idle(Some(wait)))) => {
-                    std::thread::park_timeout(wait);
+                Ok(Ok(Progress::Idle(wait))) => {
+                    self.pulse.rest(wait);
+                    match wait {
+                        None => std::thread::park(),
+                        Some(wait) => std::thread::park_timeout(wait),
+                    }
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(panic) => format!("the engine's core panicked: {}", panic_message(&*panic)),
             };
+            self.end(&engine_lost());
+            // Whoever hears of it may log it too; an operator looks for the first line.
             events::failed(&reason);
-            let unready =
-                Error::new(Code::Unavailable, "the engine has failed and must be restarted; try again");
-            self.end(&unready);
-            failed.send_replace(Some(reason.into()));
+            failure.tell(reason);
             return;
         }
         self.end(&Error::new(Code::ShuttingDown, "the server is shutting down"));

@@ -205,7 +205,7 @@ impl<M: VirtualMemory> KvCache<M> {
     }
 
     /// Where a slot's addresses are, whatever is in it.
-    #[cfg(any(test, feature = "cuda"))]
+    #[cfg(test)]
     pub(crate) fn range(&self, slot: SlotId) -> RangeId {
         self.slots[slot.idx()].range
     }

@@ -1,8 +1,11 @@
+use std::sync::Arc;
+
 use fused_proto::engine::v1::PromptChunk;
 use fused_status::{Code, Error, Result};
 use fused_vocabulary::TokenId;
 
 use super::{Limits, MAX_PROMPT_LOGPROBS, ValidGenerateRequest};
+use crate::sampler::PromptOccurrences;
 
 /// Some of a prompt's tokens, each of them in the vocabulary, in all no more than fit.
 #[derive(Clone, Debug, PartialEq)]
@@ -10,6 +13,8 @@ pub(crate) struct ValidPromptChunk {
     pub(crate) tokens: Vec<TokenId>,
     /// With the last chunk: how many tokens may be drawn. They fit into the context.
     pub(crate) max_tokens: Option<usize>,
+    /// With the last chunk, where penalties ask for it: which tokens the whole prompt has. Found here, beside the core's thread.
+    pub(crate) occurrences: Option<Arc<PromptOccurrences>>,
 }
 
 /// How much of a prompt has arrived.
@@ -27,6 +32,8 @@ pub(crate) struct PromptReader {
     max_tokens: Option<usize>,
     num_prompt_logprobs: Option<u32>,
     num_tokens: usize,
+    /// Of the prompt until now, where penalties ask for them.
+    occurrences: Option<PromptOccurrences>,
 }
 
 impl PromptReader {
@@ -37,6 +44,7 @@ impl PromptReader {
             max_tokens: request.stopping.max_tokens,
             num_prompt_logprobs: request.num_prompt_logprobs,
             num_tokens: 0,
+            occurrences: request.sampling.has_penalties().then(PromptOccurrences::default),
         }
     }
 
@@ -66,7 +74,14 @@ impl PromptReader {
         }
         let left = self.max_model_len - self.num_tokens;
         let max_tokens = self.max_tokens.map_or(left, |max_tokens| max_tokens.min(left));
-        Ok(ValidPromptChunk { tokens, max_tokens: (arrived == Arrived::Wholly).then_some(max_tokens) })
+        if let Some(occurrences) = &mut self.occurrences {
+            occurrences.extend(&tokens);
+        }
+        if arrived == Arrived::Partly {
+            return Ok(ValidPromptChunk { tokens, max_tokens: None, occurrences: None });
+        }
+        let occurrences = self.occurrences.take().map(Arc::new);
+        Ok(ValidPromptChunk { tokens, max_tokens: Some(max_tokens), occurrences })
     }
 
     fn check_length(&self, arrived: Arrived) -> Result<()> {

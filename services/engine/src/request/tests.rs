@@ -158,7 +158,10 @@ fn read(max_tokens: Option<u32>, chunks: &[&[u32]]) -> Result<Vec<ValidPromptChu
 #[test]
 fn a_prompt_comes_in_chunks_and_leaves_room() {
     let chunks = read(None, &[&[1, 2], &[], &[3]]).unwrap();
-    assert_eq!(chunks[0], ValidPromptChunk { tokens: vec![TokenId(1), TokenId(2)], max_tokens: None });
+    assert_eq!(
+        chunks[0],
+        ValidPromptChunk { tokens: vec![TokenId(1), TokenId(2)], max_tokens: None, occurrences: None }
+    );
     assert_eq!(chunks[2].max_tokens, Some(61));
     assert_eq!(read(Some(5), &[&[1]]).unwrap()[0].max_tokens, Some(5));
     assert_eq!(read(Some(1), &[&[1; 63]]).unwrap()[0].max_tokens, Some(1));

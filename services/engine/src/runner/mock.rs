@@ -24,6 +24,8 @@ pub(crate) struct MockRunner {
     /// What each sequence of the last step drew.
     pub(crate) drawn: Vec<Option<TokenId>>,
     pub(crate) num_steps: usize,
+    /// What penalties count for each sequence of the last step that draws: tokens and how often they are in the output.
+    pub(crate) occurrences: Vec<Vec<(u32, u32)>>,
     pub(crate) fault: Option<Fault>,
     /// Where set, every step waits for a word; when nobody is left to say one, it waits no more.
     pub(crate) gate: Option<Receiver<()>>,
@@ -70,6 +72,9 @@ impl Runner for MockRunner {
             // An error: nobody is left.
             let _ = gate.recv();
         }
+        let counted = sequences.iter().filter_map(|sequence| sequence.sample?.occurrences);
+        let counted = counted.map(|counted| counted.as_slice().iter().map(|o| (o.token, o.count)).collect());
+        self.occurrences = counted.collect();
         let pinned = kv.pin(sequences.iter().map(SequenceStep::slot_use)).unwrap();
         let drawn = std::mem::take(&mut self.drawn);
         let outputs: Vec<_> = sequences

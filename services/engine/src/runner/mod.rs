@@ -9,6 +9,8 @@ pub mod cuda;
 #[cfg(test)]
 pub(crate) mod mock;
 
+use std::time::Duration;
+
 use fused_virtual_memory::VirtualMemory;
 use fused_vocabulary::TokenId;
 
@@ -77,7 +79,12 @@ pub struct RunnerError {
 impl RunnerError {
     /// What went wrong on the way to a runner's device.
     pub(crate) fn new<R: Runner>(error: &dyn std::error::Error) -> Self {
-        Self { device: std::any::type_name::<R>().to_owned(), message: error.to_string() }
+        Self::on(std::any::type_name::<R>(), error)
+    }
+
+    /// What went wrong on a device, with all that lies behind it.
+    pub(crate) fn on(device: impl Into<String>, error: &dyn std::error::Error) -> Self {
+        Self { device: device.into(), message: fused_status::with_causes(error) }
     }
 }
 
@@ -96,6 +103,12 @@ pub trait Runner: Send + 'static {
     /// is not known, or contexts do not matter.
     fn attention_parity(&self) -> Option<usize> {
         None
+    }
+
+    /// How long a token of a prompt takes, as long as no step has shown it. The watchdog bears ten times that: a second a
+    /// token, as tens of billions of parameters take on a few cores.
+    fn assumed_token_time(&self) -> Duration {
+        Duration::from_millis(100)
     }
 
     /// Has the device run all sequences in one batch, behind the steps launched before, and write their keys and values into
@@ -139,4 +152,19 @@ pub trait Runner: Send + 'static {
     /// # Errors
     /// The device failed.
     fn copy(&mut self, copies: &[KvCopy], kv: &KvCache<Self::Memory>) -> Result<(), RunnerError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_failure_goes_down_to_the_systems_word() {
+        let source = std::io::Error::from_raw_os_error(12);
+        let memory = fused_virtual_memory::Error::System { call: "mmap", source };
+        let error = RunnerError::on("cpu", &crate::kv::Error::from(memory)).to_string();
+        for word in ["cpu", "virtual memory for keys and values failed", "mmap", "os error 12"] {
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }

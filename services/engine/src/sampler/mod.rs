@@ -9,10 +9,10 @@ mod occurrences;
 mod random;
 mod row;
 
-use fused_kernels::{Adjustments, Occurrence};
+use fused_kernels::Adjustments;
 use fused_vocabulary::TokenId;
 
-pub use occurrences::Occurrences;
+pub use occurrences::{Occurrences, PromptOccurrences};
 
 /// How a request wants its tokens drawn; in range (see `request`).
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +46,8 @@ pub struct SampleStep<'a> {
     pub sequence_idx: u32,
     /// How many of the sequence's tokens were drawn before: the rest of the key.
     pub position: u64,
-    /// What penalties count ([`Occurrences`]); empty where there are none.
-    pub occurrences: &'a [Occurrence],
+    /// What penalties count; `None` where there are none.
+    pub occurrences: Option<&'a Occurrences>,
     /// Tokens that may not be drawn (ending ones before `min_tokens`).
     pub banned: &'a [TokenId],
     /// How many of the likeliest to return; `None`: no log-probabilities at all.
@@ -83,7 +83,8 @@ pub fn sample(logits: &mut [f32], step: &SampleStep<'_>) -> SampledToken {
     // The log-probabilities are of the untouched row, and of which token is known only after the draw.
     let untouched = step.num_logprobs.map(|num_top| (num_top, logits.to_vec()));
     let biases = step.biases();
-    let adjustments = Adjustments { occurrences: step.occurrences, latest: None, biases: &biases };
+    let occurrences = step.occurrences.map_or(&[][..], Occurrences::as_slice);
+    let adjustments = Adjustments { occurrences, latest: None, biases: &biases };
     let token = TokenId(fused_kernels::draw(logits, &step.row(biases.len()), &adjustments));
     let logprobs = untouched.map(|(num_top, row)| logprobs(&row, token, num_top));
     SampledToken { token, logprobs }
@@ -99,6 +100,8 @@ pub fn logprobs(logits: &[f32], token: TokenId, num_top: u32) -> TokenLogprobs {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     pub(super) fn sampling() -> Sampling {
@@ -120,7 +123,7 @@ mod tests {
             sampling,
             sequence_idx: 0,
             position: 0,
-            occurrences: &[],
+            occurrences: None,
             banned: &[],
             num_logprobs: None,
         }
@@ -153,10 +156,10 @@ mod tests {
     #[test]
     fn penalties_and_bans_keep_a_token_away() {
         let sampling = Sampling { temperature: 0.0, presence_penalty: 1.5, ..sampling() };
-        let mut occurrences = Occurrences::default();
+        let mut occurrences = Occurrences::after(Arc::default());
         occurrences.push_output(TokenId(1));
         let banned = [TokenId(2)];
-        let step = SampleStep { occurrences: occurrences.as_slice(), banned: &banned, ..step(&sampling) };
+        let step = SampleStep { occurrences: Some(&occurrences), banned: &banned, ..step(&sampling) };
         assert_eq!(sample(&mut [1.0, 2.0, 9.0], &step).token, TokenId(0));
     }
 

@@ -13,7 +13,10 @@ impl SampleStep<'_> {
         let sampling = self.sampling;
         RowSampling {
             random: random(sampling.seed, self.sequence_idx, self.position),
-            num_occurrences: if sampling.has_penalties() { self.occurrences.len() as u32 } else { 0 },
+            num_occurrences: self
+                .occurrences
+                .filter(|_| sampling.has_penalties())
+                .map_or(0, |occurrences| occurrences.as_slice().len() as u32),
             num_biases: num_biases as u32,
             temperature: sampling.temperature,
             top_p: sampling.top_p,

@@ -14,11 +14,11 @@ use fused_proto::common::v1 as common;
 use fused_proto::engine::v1::engine_server;
 use fused_proto::engine::v1::generate_request::Message;
 use fused_proto::engine::v1::{
-    AbortRequest, AbortResponse, GenerateOpening, GenerateRequest, GenerateResponse, GetLoadRequest,
-    GetLoadResponse, GetModelRequest, PromptChunk,
+    AbortRequest, AbortResponse, FinishSequence, GenerateOpening, GenerateRequest, GenerateResponse,
+    GetLoadRequest, GetLoadResponse, GetModelRequest, PromptChunk,
 };
 use fused_status::{Code, Error};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span, field};
 
@@ -42,8 +42,12 @@ pub struct EngineService {
 #[derive(Debug)]
 pub struct GenerateStream {
     replies: ReplyStream,
-    /// The client's half, which may stay open: kept, but not read any more.
-    _prompt: Streaming<GenerateRequest>,
+    /// The client's half behind the prompt; none where it has ended.
+    messages: Option<Streaming<GenerateRequest>>,
+    /// A sequence that is to end, which the core is too busy to hear as yet.
+    finishing: Option<u32>,
+    number: u64,
+    door: Door,
     _request: RequestGuard,
     span: Span,
 }
@@ -75,7 +79,6 @@ impl EngineService {
         !self.lifecycle.is_draining()
     }
 
-    #[cfg(test)]
     pub(crate) fn door(&self) -> &Door {
         &self.door
     }
@@ -131,7 +134,15 @@ impl EngineService {
         span.record("prompt_tokens", generation.prompt.num_tokens());
         let fingerprint = self.model.vocabulary_fingerprint.clone();
         let replies = ReplyStream::new(generation.events, early, generation.num_sequences, fingerprint);
-        Ok(GenerateStream { replies, _prompt: messages, _request: guard, span })
+        Ok(GenerateStream {
+            replies,
+            messages: Some(messages),
+            finishing: None,
+            number: generation.number,
+            door: self.door.clone(),
+            _request: guard,
+            span,
+        })
     }
 
     fn prompt_late(&self) -> Error {
@@ -185,6 +196,10 @@ impl engine_server::Engine for EngineService {
         _request: Request<GetModelRequest>,
     ) -> Result<Response<common::ModelInfo>, Status> {
         // Tokenizers ask this every second to see where requests can go: not here any more.
+        if let Some(reason) = self.door.failure().reason() {
+            let message = format!("the engine has failed and must be restarted: {reason}");
+            return Err(Error::new(Code::Unavailable, message).into());
+        }
         if !self.is_serving() {
             return Err(Error::new(Code::ShuttingDown, "the engine is shutting down").into());
         }
@@ -196,10 +211,44 @@ impl engine_server::Engine for EngineService {
     }
 }
 
+impl GenerateStream {
+    /// Hands on which sequences the client has enough of. Before the prompt is answered none of them may end: the first has
+    /// its log-probabilities to compute.
+    fn finish_sequences(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        while self.replies.told_prompt() {
+            if let Some(idx) = self.finishing
+                && !self.door.finish_sequence(self.number, idx)
+            {
+                // The next answer, of which there is one as long as it goes on, is as good a moment.
+                return Ok(());
+            }
+            self.finishing = None;
+            let Some(messages) = &mut self.messages else { return Ok(()) };
+            match messages.poll_next_unpin(cx) {
+                Poll::Pending => return Ok(()),
+                // An error says that the client is gone, which the answers will find out.
+                Poll::Ready(None | Some(Err(_))) => self.messages = None,
+                Poll::Ready(Some(Ok(GenerateRequest { message: Some(Message::Finish(finish)) }))) => {
+                    self.finishing = Some(sequence_idx(finish, self.replies.num_sequences())?);
+                }
+                Poll::Ready(Some(Ok(_))) => {
+                    let message = "behind the prompt only the ends of sequences may come";
+                    return Err(Error::invalid("finish", message));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Stream for GenerateStream {
     type Item = Result<GenerateResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Err(error) = self.finish_sequences(cx) {
+            self.messages = None;
+            return Poll::Ready(Some(Err(self.replies.refuse(error).into())));
+        }
         let reply = std::task::ready!(self.replies.poll_next(cx));
         Poll::Ready(reply.map(|reply| reply.map_err(Status::from)))
     }
@@ -217,6 +266,15 @@ async fn read_opening(messages: &mut Streaming<GenerateRequest>) -> Result<Gener
         Some(Message::Opening(opening)) => Ok(opening),
         _ => Err(Error::invalid("opening", "the first message must be the opening")),
     }
+}
+
+fn sequence_idx(finish: FinishSequence, num_sequences: u32) -> Result<u32, Error> {
+    let idx = finish.sequence_idx.unwrap_or(0);
+    if idx >= num_sequences {
+        let message = format!("sequence_idx is {idx}, and the request has {num_sequences} sequences");
+        return Err(Error::invalid("sequence_idx", message));
+    }
+    Ok(idx)
 }
 
 fn prompt_chunk(message: Result<Option<GenerateRequest>, Status>) -> Result<PromptChunk, Error> {

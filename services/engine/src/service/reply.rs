@@ -6,7 +6,7 @@ use fused_proto::common::v1 as common;
 use fused_proto::engine::v1::finish_info::Matched;
 use fused_proto::engine::v1::generate_response::Message;
 use fused_proto::engine::v1::{FinishInfo, GenerateResponse, GetLoadResponse, PromptInfo, TokenIncrement};
-use fused_status::Result;
+use fused_status::{Error, Result};
 
 use crate::ModelInfo;
 use crate::core::{Event, EventReceiver, Finish, FinishReason, Load, PromptLogprobs, engine_ended};
@@ -26,6 +26,7 @@ pub(super) struct ReplyStream {
     fingerprint: String,
     num_unfinished: u32,
     num_tokens: usize,
+    told_prompt: bool,
     /// How it has ended, for the trace; `None` while it has not.
     outcome: Option<&'static str>,
 }
@@ -46,10 +47,20 @@ impl ReplyStream {
             fingerprint,
             num_unfinished: num_sequences,
             num_tokens: 0,
+            told_prompt: false,
             outcome: None,
         };
         stream.turn_taken();
         stream
+    }
+
+    /// Whether the answer for the prompt is out, which comes before any other.
+    pub(super) fn told_prompt(&self) -> bool {
+        self.told_prompt
+    }
+
+    pub(super) fn num_sequences(&self) -> u32 {
+        count(self.increments.len())
     }
 
     /// Tokens until now, in all sequences.
@@ -60,6 +71,13 @@ impl ReplyStream {
     /// How the stream has ended; `cancelled` before that, because it is asked when the stream goes.
     pub(super) fn outcome(&self) -> &'static str {
         self.outcome.unwrap_or("cancelled")
+    }
+
+    /// Ends the stream for what the client has done, with what it is told.
+    pub(super) fn refuse(&mut self, error: Error) -> Error {
+        self.ready.clear();
+        self.outcome = Some(error.code().name());
+        error
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<GenerateResponse>>> {
@@ -78,7 +96,7 @@ impl ReplyStream {
     }
 
     /// Notes the outcome when no more events come.
-    fn end(&mut self) -> Option<fused_status::Error> {
+    fn end(&mut self) -> Option<Error> {
         let error = match self.events.failure() {
             Some(error) => Some(error),
             None => (self.num_unfinished > 0).then(engine_ended),
@@ -94,6 +112,7 @@ impl ReplyStream {
         for event in taken.drain(..) {
             match event {
                 Event::Prompt { num_tokens, num_cached, logprobs } => {
+                    self.told_prompt = true;
                     self.answer(Message::PromptInfo(prompt_info(num_tokens, num_cached, logprobs)));
                 }
                 Event::Token { sequence_idx, token } => self.take_token(sequence_idx, token),
@@ -159,6 +178,7 @@ fn finish_info(finish: &Finish, fingerprint: &str) -> FinishInfo {
     let (reason, matched) = match finish.reason {
         FinishReason::Eos(token) => (common::FinishReason::Stop, Some(Matched::EosTokenId(token.0))),
         FinishReason::StopToken(token) => (common::FinishReason::Stop, Some(Matched::StopTokenId(token.0))),
+        FinishReason::Enough => (common::FinishReason::Stop, None),
         FinishReason::Length => (common::FinishReason::Length, None),
         FinishReason::Aborted => (common::FinishReason::Aborted, None),
     };

@@ -315,6 +315,97 @@ async fn a_lost_engine_says_so_everywhere() {
     served.lifecycle.shut_down(Duration::ZERO, Duration::from_secs(10)).await.unwrap();
 }
 
+/// A core whose thread is in a device that never answers, behind a real socket: nobody hears of it from the core.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_hangs_is_given_up_and_says_so_everywhere() {
+    let (open, gate) = sync_channel(1024);
+    let runner = MockRunner { gate: Some(gate), ..MockRunner::default() };
+    let limit = Duration::from_millis(300);
+    let config = Config { watchdog_timeout: Some(limit), ..Config::default() };
+    let lifecycle = Lifecycle::new();
+    let engine = Engine::start(&config, model(), runner, mock_kv(24), &lifecycle).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = Server::builder().add_service(engine.service());
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    let serving = server.serve_with_incoming_shutdown(incoming, lifecycle.stopped());
+    lifecycle.spawn("server", async move { serving.await.unwrap() });
+    let client = EngineClient::connect(url).await.unwrap();
+    let served = Served { engine, client, lifecycle };
+
+    let failed = served.engine.failed();
+    let running = served.generate([opens(max_tokens("a", 60)), prompt(&[1, 2], true)]).await.unwrap();
+    // A prompt that is still on its way.
+    let (messages, stream) = mpsc::channel(4);
+    messages.send(opens(opening("b"))).await.unwrap();
+    let mut client = served.client.clone();
+    let arriving =
+        served.lifecycle.spawn("client", async move { client.generate(ReceiverStream::new(stream)).await });
+    assert_eq!(code(&hear(running, 1).await.unwrap_err()), Code::Unavailable);
+    let arriving = arriving.await.unwrap().unwrap().into_inner();
+    assert_eq!(code(&hear(arriving, 1).await.unwrap_err()), Code::Unavailable);
+    let reason = failed.await;
+    assert!(reason.contains("no progress for"), "{reason}");
+    assert!(!served.engine.is_ready());
+    let mut client = served.client.clone();
+    let status = client.get_model(GetModelRequest {}).await.unwrap_err();
+    assert_eq!(code(&status), Code::Unavailable);
+    assert!(status.message().contains(&reason), "{status}");
+    let refused = served.generate([opens(opening("c")), prompt(&[1], true)]).await.unwrap_err();
+    assert_eq!(code(&refused), Code::Unavailable);
+    let abort = AbortRequest { request_id: Some("a".to_owned()), reason: None };
+    assert_eq!(code(&client.abort(abort).await.unwrap_err()), Code::Unavailable);
+    // If the device answers after all, the core ends and is not used any more.
+    drop((open, messages));
+    served.lifecycle.shut_down(Duration::from_secs(10), Duration::from_secs(10)).await.unwrap();
+    assert!(!served.engine.is_ready());
+}
+
+#[tokio::test]
+async fn one_of_several_sequences_ends_when_its_client_has_enough() {
+    let (served, open) = Served::gated();
+    let (messages, stream) = mpsc::channel(8);
+    let opening = GenerateOpening { num_sequences: Some(2), ..max_tokens("a", 12) };
+    messages.send(opens(opening)).await.unwrap();
+    messages.send(prompt(&[1, 2, 3], true)).await.unwrap();
+    let finish = |idx| {
+        let finish = FinishSequence { sequence_idx: Some(idx) };
+        GenerateRequest { message: Some(Message::Finish(finish)) }
+    };
+    // Before the prompt is answered it is not read.
+    messages.send(finish(1)).await.unwrap();
+    let stream = served.client.clone().generate(ReceiverStream::new(stream)).await.unwrap().into_inner();
+    // Step by step, until the one has been ended.
+    let door = served.engine.door();
+    let ended = door.load_becomes(|load| load.kv.live_slots == 1);
+    tokio::pin!(ended);
+    while tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err() {
+        open.send(()).unwrap();
+    }
+    drop(open);
+    let heard = hear(stream, 2).await.unwrap();
+    assert_eq!(heard.tokens[0], expected(&[1, 2, 3], 0, 12));
+    assert!(heard.tokens[1].len() < 12 && expected(&[1, 2, 3], 1, 12).starts_with(&heard.tokens[1]));
+    assert_eq!(heard.reasons, [Some(FinishReason::Length), Some(FinishReason::Stop)]);
+    served.is_idle().await;
+}
+
+#[tokio::test]
+async fn behind_the_prompt_a_client_can_only_end_sequences_that_it_has() {
+    let finish = FinishSequence { sequence_idx: Some(1) };
+    let finish = GenerateRequest { message: Some(Message::Finish(finish)) };
+    for (behind, param) in [(finish, "sequence_idx"), (prompt(&[1], true), "finish")] {
+        let served = Served::new(MockRunner::default());
+        let messages = [opens(max_tokens("a", 40)), prompt(&[1, 2], true), behind];
+        // It may have been answered whole before the client's half is read.
+        if let Err(status) = hear(served.generate(messages).await.unwrap(), 1).await {
+            let error = Error::from(&status);
+            assert_eq!((error.code(), error.param()), (Code::InvalidArgument, Some(param)), "{error}");
+        }
+        served.is_idle().await;
+    }
+}
+
 #[tokio::test]
 async fn model_and_load_are_told() {
     let (served, open) = Served::gated();

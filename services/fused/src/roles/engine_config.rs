@@ -41,6 +41,10 @@ pub(crate) fn engine_config(
         page_bytes: settings.page_bytes,
         max_waiting_requests: settings.max_waiting_requests,
         stream_buffer: settings.stream_buffer,
+        watchdog_timeout: Some(settings.watchdog_timeout_s)
+            .filter(|timeout| *timeout > 0.0)
+            .map(|timeout| seconds("watchdog_timeout_s", timeout))
+            .transpose()?,
         ..default
     })
 }

@@ -118,7 +118,7 @@ async fn report_text(health: HealthReporter, mut ready: watch::Receiver<Readines
     health.set_service_status(TEXT_SERVICE, ServingStatus::NotServing).await;
 }
 
-/// The engine serves until it fails or the process drains.
+/// The engine serves until it is lost or the process drains. A process that has lost its engine is of no more use at all.
 async fn report_engine(
     health: HealthReporter,
     failed: impl Future<Output = String> + Send,
@@ -126,7 +126,7 @@ async fn report_engine(
 ) {
     health.set_service_status(ENGINE_SERVICE, ServingStatus::Serving).await;
     tokio::select! {
-        _ = failed => {}
+        _ = failed => health.set_service_status("", ServingStatus::NotServing).await,
         () = lifecycle.draining() => {}
     }
     health.set_service_status(ENGINE_SERVICE, ServingStatus::NotServing).await;

@@ -8,11 +8,13 @@ use fused_proto::engine::v1::finish_info::Matched as WireMatched;
 use fused_proto::engine::v1::generate_request::Message as Sent;
 use fused_proto::engine::v1::generate_response::Message as Received;
 use fused_proto::engine::v1::{
-    FinishInfo, GenerateOpening, GenerateRequest, GenerateResponse, GetModelRequest, PromptChunk, PromptInfo,
+    FinishInfo, FinishSequence, GenerateOpening, GenerateRequest, GenerateResponse, GetModelRequest,
+    PromptChunk, PromptInfo,
 };
 use fused_status::{Code, Error, Result};
 use fused_vocabulary::{Fingerprint, TokenId};
 use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
@@ -110,6 +112,9 @@ pub(super) struct Client(EngineClient<Channel>);
 pub(crate) struct EngineStream {
     messages: Streaming<GenerateResponse>,
     num_sequences: usize,
+    /// Which sequences the engine is to end, behind the prompt on their way to it; none where there is one only, which ends
+    /// with the stream.
+    finishes: Option<mpsc::Sender<u32>>,
     _load: super::fleet::Load,
 }
 
@@ -135,7 +140,12 @@ impl Client {
         request: &EngineRequest,
         load: super::fleet::Load,
     ) -> std::result::Result<(EngineStream, PromptAnswer), NotTaken> {
-        let mut outgoing = Request::new(messages(request));
+        // A place for each, so that nobody waits.
+        let (finishes, finished) = match request.num_sequences {
+            0 | 1 => (None, None),
+            several => Some(mpsc::channel(several)).unzip(),
+        };
+        let mut outgoing = Request::new(messages(request, finished));
         fused_telemetry::grpc::inject(&Span::current(), outgoing.metadata_mut());
         let answer = self.0.clone().generate(outgoing).await.map_err(|status| not_taken(&status))?;
         let mut messages = answer.into_inner();
@@ -143,7 +153,8 @@ impl Client {
         match first.and_then(|answer| answer.message) {
             Some(Received::PromptInfo(info)) => {
                 let prompt = prompt_answer(info, request.prompt.len()).map_err(NotTaken::Refused)?;
-                Ok((EngineStream { messages, num_sequences: request.num_sequences, _load: load }, prompt))
+                let num_sequences = request.num_sequences;
+                Ok((EngineStream { messages, num_sequences, finishes, _load: load }, prompt))
             }
             Some(_) => Err(NotTaken::Refused(broken("its first answer is not about the prompt"))),
             None => Err(NotTaken::Lost(lost("the engine ended the stream before its first answer"))),
@@ -173,13 +184,25 @@ impl EngineStream {
         }
     }
 
+    /// Has the engine end one of several sequences. Its end comes like any other.
+    pub(crate) fn finish_sequence(&self, sequence_idx: usize) {
+        if let (Some(finishes), Ok(idx)) = (&self.finishes, u32::try_from(sequence_idx)) {
+            // Each is ended once at most, and an engine that has gone needs not to be told.
+            let _ = finishes.try_send(idx);
+        }
+    }
+
     fn sequence_idx(&self, idx: Option<u32>) -> Result<usize> {
         let idx = idx.unwrap_or(0) as usize;
         if idx < self.num_sequences { Ok(idx) } else { Err(broken("a sequence that was not asked for")) }
     }
 }
 
-fn messages(request: &EngineRequest) -> impl Stream<Item = GenerateRequest> + Send + use<> {
+/// `finished`: which sequences are to end, once the prompt is sent.
+fn messages(
+    request: &EngineRequest,
+    mut finished: Option<mpsc::Receiver<u32>>,
+) -> impl Stream<Item = GenerateRequest> + Send + use<> {
     let timeout_us = request.deadline.map(|deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
         u64::try_from(left.as_micros()).unwrap_or(u64::MAX)
@@ -197,13 +220,22 @@ fn messages(request: &EngineRequest) -> impl Stream<Item = GenerateRequest> + Se
         priority: parameters.priority,
         group_id: parameters.group_id.clone(),
     });
-    let chunks = request
-        .prompt
-        .clone()
-        .chunks()
-        .map(|(token_ids, is_last)| Sent::Prompt(PromptChunk { token_ids, last: Some(is_last) }));
+    let chunks = request.prompt.clone().chunks().flat_map(move |(token_ids, is_last)| {
+        let chunk = Sent::Prompt(PromptChunk { token_ids, last: Some(is_last) });
+        // Of a prompt that fails no chunk is the last, and the engine is to see that nothing more comes.
+        let finished = if is_last { finished.take() } else { None };
+        stream::once(std::future::ready(chunk)).chain(finishes(finished))
+    });
     let messages = stream::once(std::future::ready(opening)).chain(chunks);
     messages.map(|message| GenerateRequest { message: Some(message) })
+}
+
+fn finishes(finished: Option<mpsc::Receiver<u32>>) -> impl Stream<Item = Sent> + Send {
+    stream::unfold(finished, |finished| async {
+        let mut finished = finished?;
+        let idx = finished.recv().await?;
+        Some((Sent::Finish(FinishSequence { sequence_idx: Some(idx) }), Some(finished)))
+    })
 }
 
 fn prompt_answer(info: PromptInfo, num_prompt_tokens: usize) -> Result<PromptAnswer> {

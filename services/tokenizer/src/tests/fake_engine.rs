@@ -32,9 +32,13 @@ pub(super) enum Step {
     TokensWithLogprobs(u32, Vec<u32>),
     Eos(u32, u32),
     Length(u32, u32),
+    /// Because it was told that the client has enough.
+    Stopped(u32, u32),
     Fail(Code),
     /// With a wait of its own.
     FailFor(Code, Duration),
+    /// Nothing, until it is told that the client has enough of this sequence.
+    AwaitEnough(u32),
     /// Nothing more, ever.
     Hang,
 }
@@ -140,22 +144,31 @@ impl Engine for Service {
                         break;
                     }
                 }
-                None => {}
+                Some(Received::Finish(_)) | None => {}
             }
         }
         self.seen.send(Seen::Request { opening, prompt_chunks }).await.unwrap();
         let guard = EndGuard { seen: self.seen.clone(), has_ended: false };
         let steps = Arc::clone(&self.steps);
-        let answers = futures_util::stream::unfold((0, guard), move |(idx, guard): (usize, EndGuard)| {
-            let step = steps.get(idx).cloned();
+        let answers = futures_util::stream::unfold((0, guard, messages), move |state| {
+            let (mut idx, guard, mut messages): (usize, EndGuard, Streaming<GenerateRequest>) = state;
+            let steps = Arc::clone(&steps);
             async move {
+                while let Some(Step::AwaitEnough(sequence)) = steps.get(idx) {
+                    let told = messages.next().await.unwrap().unwrap().message.unwrap();
+                    assert!(
+                        matches!(told, Received::Finish(finish) if finish.sequence_idx == Some(*sequence))
+                    );
+                    idx += 1;
+                }
+                let step = steps.get(idx).cloned();
                 match step {
                     None => {
                         guard.end();
                         None
                     }
                     Some(Step::Hang) => std::future::pending().await,
-                    Some(step) => Some((answer(step), (idx + 1, guard))),
+                    Some(step) => Some((answer(step), (idx + 1, guard, messages))),
                 }
             }
         });
@@ -201,11 +214,14 @@ fn answer(step: Step) -> Result<GenerateResponse, Status> {
         Step::Length(sequence, completion_tokens) => {
             finish(sequence, FinishReason::Length, completion_tokens, None)
         }
+        Step::Stopped(sequence, completion_tokens) => {
+            finish(sequence, FinishReason::Stop, completion_tokens, None)
+        }
         Step::Fail(code) => return Err(Error::new(code, "the test wants it").into()),
         Step::FailFor(code, wait) => {
             return Err(Error::new(code, "the test wants it").with_retry_after(wait).into());
         }
-        Step::Hang => return Ok(GenerateResponse::default()),
+        Step::AwaitEnough(_) | Step::Hang => return Ok(GenerateResponse::default()),
     };
     Ok(GenerateResponse { message: Some(message) })
 }

@@ -336,6 +336,29 @@ async fn several_sequences_end_each_on_its_own() {
 }
 
 #[tokio::test]
+async fn the_engine_is_told_which_of_several_sequences_has_hit_a_stop_string() {
+    let mut engine = engine(vec![
+        Step::Prompt(Vec::new()),
+        Step::Tokens(1, byte_ids("one!")),
+        Step::AwaitEnough(1),
+        Step::Tokens(2, byte_ids("two")),
+        Step::Tokens(2, byte_ids("!")),
+        Step::AwaitEnough(2),
+        Step::Stopped(1, 4),
+        Step::Stopped(2, 4),
+        Step::Tokens(0, byte_ids("three")),
+        Step::Length(0, 5),
+    ]);
+    let service = Service::start(&[&engine]).await;
+    let request = GenerateRequest { stop: stops(&["!"]), num_sequences: Some(3), ..text("x") };
+    let answer = service.run(request).await.unwrap();
+    assert_eq!(answer.texts, ["three", "one", "two"]);
+    assert_eq!(answer.finishes.len(), 3);
+    assert_eq!(answer.completion_tokens(), 4 + 4 + 5);
+    assert!(!cancelled(&mut engine).await, "the engine has ended all of them");
+}
+
+#[tokio::test]
 async fn text_offsets_count_the_characters_that_were_emitted() {
     let output = byte_ids("aä東b");
     let mut steps = answering(&[&output]);

@@ -2,13 +2,15 @@
 
 mod driver;
 
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use driver::{Address, Driver, Extent};
 
 use crate::error::IllegalUse;
-use crate::ledger::{Ledger, Sharing, lock};
-use crate::{Access, Error, HandleId, PinToken, RangeId, Result, Span, VirtualMemory};
+use crate::ledger::{Ledger, Piece, Sharing, lock};
+use crate::{Access, Error, HandleId, PinToken, Pinned, RangeId, Result, Span, VirtualMemory};
 
 /// Virtual memory of one device. Dropping it unmaps and frees everything; by then no work on the device may use it, which
 /// whoever launches work sees to by holding a [`Pinned`](crate::Pinned) until it is done.
@@ -98,38 +100,103 @@ impl CudaMemory {
 }
 
 impl CudaMemory {
-    /// Copies bytes from one range to the same place of another, and waits until they are there. It knows nothing of streams
-    /// but the default one: the caller sees to it that nobody is writing to the source as yet.
+    /// Waits for the copies that have begun; whoever maps or pins meanwhile does not. It knows nothing of streams but the
+    /// default one.
     ///
     /// # Errors
-    /// A page of the source is not mapped or not readable, or one of the target not writable, and nothing is written; the
-    /// driver refuses.
-    pub fn copy(&self, from: RangeId, to: RangeId, bytes: std::ops::Range<usize>) -> Result<()> {
-        let state = lock(&self.state);
-        let len = bytes.len();
-        let (from_base, to_base) = (state.address(from, 0)?, state.address(to, 0)?);
-        let sources = state.ledger.pieces(from, bytes.start, len, Access::Read)?;
-        let targets = state.ledger.pieces(to, bytes.start, len, Access::ReadWrite)?;
-        // Cut wherever either side goes from one allocation to the next.
-        let ends = |pieces: Vec<usize>| {
-            let mut end = bytes.start;
-            pieces.into_iter().map(move |len| {
-                end += len;
-                end
-            })
+    /// What went wrong on the device.
+    pub fn wait(&self) -> Result<()> {
+        self.driver.wait()
+    }
+}
+
+/// A pinned span as the device has it: nothing of it is unmapped, and nothing loses the access it needs, as long as the pin
+/// lives. No other code makes one.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceSpan<'a> {
+    address: u64,
+    span: Span,
+    _pinned: PhantomData<&'a Pinned<CudaMemory>>,
+}
+
+impl DeviceSpan<'_> {
+    /// Where the range begins on the device.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Bytes from there on that may be read.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.span.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.span.len == 0
+    }
+
+    /// From which byte on they may be written as well.
+    #[must_use]
+    pub fn writable_from(&self) -> usize {
+        self.span.writable_from
+    }
+}
+
+impl Pinned<CudaMemory> {
+    /// The nth span, for kernels.
+    ///
+    /// # Errors
+    /// There is no such span.
+    pub fn device_span(&self, nth: usize) -> Result<DeviceSpan<'_>> {
+        let span = self.span_of(nth)?;
+        let address = self.memory().device_address(span.range)?;
+        Ok(DeviceSpan { address, span, _pinned: PhantomData })
+    }
+
+    /// Begins to copy bytes of one span to the same place of another. Both stay pinned until [`CudaMemory::wait`] has
+    /// returned; the caller sees to it, and to it that nobody is writing to the source as yet.
+    ///
+    /// # Errors
+    /// There are no such spans; the bytes end behind one's `len`, or begin before the other's `writable_from`; the driver
+    /// refuses.
+    pub fn begin_copy(&mut self, from: usize, to: usize, bytes: Range<usize>) -> Result<()> {
+        let (source, target) = (self.span_of(from)?, self.span_of(to)?);
+        if bytes.start > bytes.end
+            || bytes.end > source.len.min(target.len)
+            || bytes.start < target.writable_from
+        {
+            return Err(IllegalUse::OutsideSpan { start: bytes.start, end: bytes.end }.into());
+        }
+        let memory = self.memory();
+        let (from_base, to_base, cuts) = {
+            let state = lock(&memory.state);
+            let len = bytes.len();
+            let sources = state.ledger.pieces(source.range, bytes.start, len, Access::Read)?;
+            let targets = state.ledger.pieces(target.range, bytes.start, len, Access::ReadWrite)?;
+            // Cut wherever either side goes from one allocation to the next.
+            let ends = |pieces: Vec<Piece>| {
+                let mut end = bytes.start;
+                pieces.into_iter().map(move |piece| {
+                    end += piece.bytes.len();
+                    end
+                })
+            };
+            let mut cuts: Vec<_> = ends(sources).chain(ends(targets)).collect();
+            cuts.sort_unstable();
+            (state.address(source.range, 0)?, state.address(target.range, 0)?, cuts)
         };
-        let mut cuts: Vec<_> = ends(sources.into_iter().map(|piece| piece.bytes.len()).collect())
-            .chain(ends(targets.into_iter().map(|piece| piece.bytes.len()).collect()))
-            .collect();
-        cuts.sort_unstable();
+        // Without the lock: what is pinned stays as it is.
         let mut start = bytes.start;
         for end in cuts {
             if end > start {
-                self.driver.copy(from_base.plus(start), to_base.plus(start), end - start)?;
+                memory.driver.copy(from_base.plus(start), to_base.plus(start), end - start)?;
                 start = end;
             }
         }
-        self.driver.wait()
+        Ok(())
     }
 }
 

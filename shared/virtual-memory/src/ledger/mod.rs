@@ -15,6 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) use pins::Sharing;
 use reach::Reach;
+#[cfg(feature = "cuda")]
+pub(crate) use spans::Piece;
 
 use crate::error::IllegalUse;
 use crate::{Access, HandleId, RangeId, Result};

@@ -1,6 +1,6 @@
 //! Every way in which a request can end.
 
-use fused_proto::common::v1::LogprobParams;
+use fused_proto::common::v1::{LogprobParams, SamplingParams};
 
 use super::*;
 
@@ -298,6 +298,128 @@ fn a_client_that_does_not_read_is_cancelled_alone() {
 }
 
 #[test]
+fn an_end_is_heard_whatever_the_buffer() {
+    let params = StoppingParams { max_tokens: Some(7), ignore_eos: Some(true), ..StoppingParams::default() };
+    let config = CoreConfig { stream_buffer: 8, ..core_config(16) };
+    let mut harness = Harness::with(64, config);
+    let mut complete = harness.send(stopping("complete", params), &[1]);
+    let mut aborted = harness.send(max_tokens("aborted", 40), &[1]);
+    // The prompt and seven tokens: nobody has read anything.
+    for _ in 0..7 {
+        harness.step();
+    }
+    assert_eq!(harness.abort("aborted").map(|aborted| aborted.num_sequences), Some(1));
+    harness.run();
+    for (client, reason) in [(&mut complete, FinishReason::Length), (&mut aborted, FinishReason::Aborted)] {
+        client.listen();
+        assert_eq!(client.ended, Some(None));
+        assert_eq!((client.tokens(0).len(), client.finishes()[0].reason), (7, reason));
+    }
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn every_sequence_has_a_buffer_of_its_own() {
+    let config = CoreConfig { stream_buffer: 8, ..core_config(16) };
+    let mut harness = Harness::with(64, config);
+    let params = StoppingParams { max_tokens: Some(7), ignore_eos: Some(true), ..StoppingParams::default() };
+    let opening = GenerateOpening { num_sequences: Some(4), ..stopping("a", params) };
+    let mut client = harness.send(opening, &[1]);
+    harness.run();
+    client.listen();
+    assert_eq!((client.ended, client.finishes().len()), (Some(None), 4));
+    assert!((0..4).all(|idx| client.tokens(idx).len() == 7));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_sequence_of_which_the_client_has_enough_ends_before_the_next_step() {
+    for num_ahead in 0..2 {
+        let runner = MockRunner { num_ahead, ..MockRunner::default() };
+        let mut harness = Harness::on(runner, 64, core_config(16));
+        let opening = GenerateOpening { num_sequences: Some(3), ..max_tokens("a", 20) };
+        let mut client = harness.send(opening, &[1, 2, 3]);
+        while client.listen().tokens(1).len() < 4 {
+            harness.step();
+        }
+        assert!(harness.door.finish_sequence(client.number, 1));
+        harness.step();
+        assert_eq!(harness.door.load().num_running, 2, "its slot is free");
+        // Once is enough, and others' numbers are nobody's.
+        for (request, idx) in [(client.number, 1), (client.number, 9), (77, 0)] {
+            assert!(harness.door.finish_sequence(request, idx));
+        }
+        harness.run();
+        client.listen();
+        let num_drawn = client.tokens(1).len();
+        let finish = client.finishes().into_iter().find(|finish| finish.sequence_idx == 1).unwrap();
+        assert_eq!((finish.reason, finish.num_tokens), (FinishReason::Enough, num_drawn));
+        assert_eq!(num_drawn, 4, "what was in flight is nobody's");
+        for idx in [0, 2] {
+            assert_eq!(client.tokens(idx), alone(&[1, 2, 3], idx, 20).0);
+        }
+        assert_eq!((client.finishes().len(), client.ended), (3, Some(None)));
+        harness.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn the_last_sequence_that_is_enough_ends_the_request() {
+    let mut harness = Harness::new(64);
+    // One more than run at once.
+    let opening = GenerateOpening { num_sequences: Some(5), ..max_tokens("a", 40) };
+    let mut client = harness.send(opening, &[1, 2, 3]);
+    harness.step();
+    harness.step();
+    for idx in 0..5 {
+        assert!(harness.door.finish_sequence(client.number, idx));
+    }
+    harness.run();
+    assert_eq!((client.listen().finishes().len(), client.ended), (5, Some(None)));
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn a_client_that_goes_before_it_is_known_costs_nothing() {
+    let mut harness = Harness::new(64);
+    let client = harness.send(max_tokens("a", 40), &[1, 2, 3]);
+    drop(client);
+    let mut other = harness.send(max_tokens("a", 3), &[4]);
+    harness.run();
+    assert_eq!(other.listen().ended, Some(None), "the id is free");
+    assert_eq!(harness.core.runner.num_steps, 3, "the one that went has never run");
+    harness.assert_nothing_is_left();
+}
+
+#[test]
+fn penalties_count_the_prompt_and_each_sequences_own_output() {
+    let mut harness = Harness::new(64);
+    let sampling = SamplingParams { presence_penalty: Some(0.5), ..SamplingParams::default() };
+    let params = StoppingParams { max_tokens: Some(9), ignore_eos: Some(true), ..StoppingParams::default() };
+    let opening =
+        GenerateOpening { num_sequences: Some(2), sampling: Some(sampling), ..stopping("a", params) };
+    let (mut client, mut prompt) = harness.start(opening).unwrap();
+    harness.prompt(&client, &mut prompt, &[7, 3], false);
+    harness.step();
+    harness.prompt(&client, &mut prompt, &[7, 5], true);
+    while client.listen().finishes().is_empty() {
+        let outputs = [0, 1].map(|idx| client.tokens(idx));
+        harness.step();
+        for (occurrences, output) in harness.core.runner.occurrences.iter().zip(&outputs) {
+            let mut expected = BTreeMap::from([(7, 0), (3, 0), (5, 0)]);
+            for token in output {
+                *expected.entry(token.0).or_insert(0) += 1;
+            }
+            let num_listed = occurrences.len();
+            let listed: BTreeMap<_, _> = occurrences.iter().copied().collect();
+            assert_eq!((num_listed, listed), (expected.len(), expected));
+        }
+    }
+    harness.run();
+    harness.assert_nothing_is_left();
+}
+
+#[test]
 fn deadlines_pass_while_waiting_and_while_running() {
     let mut harness = Harness::new(64);
     let timed = |id: &str, ms: u64| GenerateOpening { timeout_us: Some(ms * 1000), ..max_tokens(id, 40) };
@@ -446,10 +568,9 @@ fn a_failing_runner_ends_everybody_and_says_why() {
         harness.core.runner.fault = Some(fault);
         let mut running = harness.send(max_tokens("a", 30), &[1]);
         let (mut arriving, _) = harness.start(opening("b")).unwrap();
-        let (failed, failure) = watch::channel(None);
         let Harness { core, door, .. } = harness;
-        core.run_until(&std::sync::atomic::AtomicBool::new(false), &failed);
-        let reason = failure.borrow().clone().unwrap();
+        core.run_until(&std::sync::atomic::AtomicBool::new(false), &door.failure);
+        let reason = door.failure.reason().unwrap();
         let expected = match fault {
             Fault::Error { .. } => "told to fail",
             Fault::Panic { .. } => "told to panic",

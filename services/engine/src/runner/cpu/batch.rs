@@ -13,9 +13,9 @@ pub(super) enum Error {
     Position { position: usize, max_positions: usize },
     #[error("a sequence has no tokens to run")]
     NoTokens,
-    #[error("keys and values cannot be reached: {0}")]
+    #[error("keys and values cannot be reached")]
     Kv(#[from] kv::Error),
-    #[error("keys and values cannot be reached: {0}")]
+    #[error("keys and values cannot be reached")]
     Memory(#[from] fused_virtual_memory::Error),
     #[error("a slot does not hold whole tokens of f32")]
     Slot,

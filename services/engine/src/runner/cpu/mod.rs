@@ -84,7 +84,7 @@ impl CpuRunner {
     }
 
     fn failed(&self, error: &dyn std::error::Error) -> RunnerError {
-        RunnerError { device: self.device(), message: error.to_string() }
+        RunnerError::on(self.device(), error)
     }
 }
 

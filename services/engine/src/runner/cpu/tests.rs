@@ -27,7 +27,7 @@ const GREEDY_STEP: SampleStep<'static> = SampleStep {
     sampling: &GREEDY,
     sequence_idx: 0,
     position: 0,
-    occurrences: &[],
+    occurrences: None,
     banned: &[],
     num_logprobs: None,
 };

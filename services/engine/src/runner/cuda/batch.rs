@@ -1,3 +1,8 @@
+#![allow(
+    unsafe_code,
+    reason = "the addresses of a step are vouched for where they are written, and nowhere else"
+)]
+
 use fused_gpu::{Buffer, Gpu, Pinned, View};
 use fused_kernels::RowSampling;
 use fused_kernels::cuda::{SampledRows, Slots, prefill_tiles};
@@ -6,9 +11,9 @@ use fused_vocabulary::TokenId;
 
 use super::Error;
 use super::in_turn::InTurn;
+use super::kept::{KeptLists, Lacks};
 use super::lists::Lists;
 use super::wanted::Wanted;
-use crate::kv::KvCache;
 use crate::model::Shape;
 use crate::runner::SequenceStep;
 
@@ -80,6 +85,7 @@ pub(super) struct BatchBuffers {
     host: InTurn<Pinned>,
     device: Buffer,
     lists: Lists,
+    kept: KeptLists,
     max_rows: usize,
 }
 
@@ -155,7 +161,13 @@ impl BatchBuffers {
     pub(super) fn new(gpu: &Gpu, max_rows: usize) -> fused_gpu::Result<Self> {
         let len = ROW_BYTES * room(max_rows);
         let host = InTurn::new(|| gpu.pinned(len))?;
-        Ok(Self { host, device: gpu.alloc_zeroed(len)?, lists: Lists::new(gpu)?, max_rows })
+        Ok(Self {
+            host,
+            device: gpu.alloc_zeroed(len)?,
+            lists: Lists::new(gpu)?,
+            kept: KeptLists::default(),
+            max_rows,
+        })
     }
 
     pub(super) fn max_rows(&self) -> usize {
@@ -167,7 +179,7 @@ impl BatchBuffers {
         &mut self,
         gpu: &Gpu,
         batch: &Batch<'_>,
-        kv: &KvCache<CudaMemory>,
+        pinned: &PinnedSlots<'_>,
         wanted: &[Wanted<'_>],
         num_rows: usize,
     ) -> Result<OnDevice, Error> {
@@ -178,10 +190,9 @@ impl BatchBuffers {
         let parts = Parts::of(self.host.next().as_mut_slice()?, num_rows);
         let mut num_decodes = 0;
         let mut row = 0;
-        for sequence in batch.sequences {
+        for (nth, sequence) in batch.sequences.iter().enumerate() {
             let num_tokens = sequence.num_tokens();
-            let end = sequence.context_len + num_tokens;
-            let address = kv.memory().device_address(kv.range_of(sequence.slot, end)?)?;
+            let address = pinned.address(nth, sequence.context_len, num_tokens)?;
             if num_tokens == 1 {
                 parts.decodes[num_decodes] = word(row)?;
                 num_decodes += 1;
@@ -200,13 +211,25 @@ impl BatchBuffers {
                 (0, 0, 0, word(row)?);
             num_decodes += 1;
         }
-        let mut lists = self.lists.open(gpu, wanted.iter().map(Wanted::num_listed).sum())?;
+        let counted: Vec<_> = wanted.iter().filter_map(Wanted::occurrences).collect();
+        let kept = self.kept.begin(gpu, &counted)?;
+        let new: Vec<_> = kept.iter().zip(&counted).filter(|(kept, _)| kept.lacks == Lacks::All).collect();
+        let num_new: usize = new.iter().map(|(_, list)| list.as_slice().len() + 1).sum();
+        let num_biases: usize = wanted.iter().map(Wanted::num_biases).sum();
+        let mut lists = self.lists.open(gpu, num_new + num_biases)?;
+        let mut kept_rows = kept.iter();
         for (nth, wanted) in wanted.iter().enumerate() {
             parts.wanted[nth] = word(wanted.row)?;
-            parts.sampling[nth] = wanted.sampling(&mut lists)?;
+            let kept = wanted.occurrences().and_then(|_| kept_rows.next());
+            parts.sampling[nth] = wanted.sampling(&mut lists, kept)?;
         }
+        let sent = new.iter().map(|(_, list)| lists.push(list.as_slice())).collect::<Result<Vec<_>, _>>()?;
         let len = lists.len();
         self.lists.send(gpu, len)?;
+        for ((kept, list), (address, _)) in new.iter().zip(sent) {
+            let list = self.kept.target(kept, list.as_slice().len())?;
+            gpu.copy(self.lists.view(address, list.len())?, list)?;
+        }
         for nth in wanted.len()..num_rows {
             parts.wanted[nth] = word(nth)?;
             parts.sampling[nth] = RowSampling::default();
@@ -238,14 +261,18 @@ impl BatchBuffers {
     /// Of the rows that logits are wanted of, how those from `first` on are sampled.
     pub(super) fn sampling(&self, step: OnDevice, first: usize) -> fused_gpu::Result<SampledRows<'_>> {
         let part = self.part(SAMPLING, step)?;
-        // `send` writes rows whose lists, if they have any, are those that it sends with them.
-        Ok(SampledRows::vouched_for(part.slice(SAMPLING.size * first..part.len())?))
+        let part = part.slice(SAMPLING.size * first..part.len())?;
+        // SAFETY: nobody but `send` and `send_padding` writes there. The rows of the one have lists that are kept, each in a buffer
+        // of its own in this step, or biases in a place of their own in the lists' buffer; other steps write to both in the stream's
+        // order. Those of the other have none. Buffers outlive the stream's work.
+        Ok(unsafe { SampledRows::vouched_for(part) })
     }
 
     pub(super) fn slots(&self, step: OnDevice) -> fused_gpu::Result<Slots<'_>> {
-        // `send` writes addresses of slots that the step has pinned, or 0, and its rows are those of different sequences or
-        // different positions of one.
-        Ok(Slots::vouched_for(self.part(SLOTS, step)?))
+        // SAFETY: nobody but `send` and `send_padding` writes there. The one writes what `address` has found pinned for the
+        // row's tokens, and the step keeps the pin until it is done; its rows are those of different sequences, each with a slot
+        // of its own, or different positions of one. The other writes zeros.
+        Ok(unsafe { Slots::vouched_for(self.part(SLOTS, step)?) })
     }
 
     pub(super) fn tokens(&self, step: OnDevice) -> fused_gpu::Result<View<'_>> {
@@ -273,6 +300,25 @@ impl BatchBuffers {
     fn part(&self, part: Part, step: OnDevice) -> fused_gpu::Result<View<'_>> {
         let room = room(step.num_rows);
         self.device.slice(part.before * room..(part.before + part.size) * room)
+    }
+}
+
+/// The slots of a step's sequences, one span each, which stay pinned until the step is done.
+pub(super) struct PinnedSlots<'a> {
+    pub(super) pinned: &'a fused_virtual_memory::Pinned<CudaMemory>,
+    pub(super) token_bytes: usize,
+}
+
+impl PinnedSlots<'_> {
+    /// Where the nth sequence's slot begins, if it is pinned for reading so many tokens and writing so many behind them.
+    fn address(&self, nth: usize, context_len: usize, num_tokens: usize) -> Result<u64, Error> {
+        let span = self.pinned.device_span(nth)?;
+        let (first, end) = (context_len * self.token_bytes, (context_len + num_tokens) * self.token_bytes);
+        if span.len() < end || span.writable_from() > first || !span.address().is_multiple_of(16) {
+            let message = format!("{num_tokens} tokens behind {context_len} are not pinned: {span:?}");
+            return Err(Error::Batch(message));
+        }
+        Ok(span.address())
     }
 }
 

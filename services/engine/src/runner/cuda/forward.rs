@@ -4,28 +4,30 @@ use fused_kernels::cuda::{
     Activate, Attention, Decode, Embed, Few, FewInput, FewOutput, HeadShape, Heads, Kernels,
     KvLayout as DeviceLayout, MAX_FEW_ROWS, MIN_FEW_OUTPUTS, Norm, Prefill, Sample, num_splits,
 };
-use fused_virtual_memory::CudaMemory;
+use fused_virtual_memory::{CudaMemory, Pinned};
 
-use super::batch::{Batch, OnDevice};
+use super::batch::{Batch, OnDevice, PinnedSlots};
 use super::wanted::Wanted;
 use super::weights::{DeviceLinear, DeviceMatrix, DeviceNorm};
 use super::{CudaRunner, Error};
-use crate::kv::{KvCache, KvLayout};
+use crate::kv::KvLayout;
 use crate::model::FeedForward;
 
 /// Has a batch run: keys and values into the slots, what is wanted into the results.
 pub(super) fn run(
     runner: &mut CudaRunner,
     batch: &Batch<'_>,
-    kv: &KvCache<CudaMemory>,
+    layout: &KvLayout,
+    pinned: &Pinned<CudaMemory>,
     wanted: &[Wanted<'_>],
 ) -> Result<(), Error> {
+    let slots = PinnedSlots { pinned, token_bytes: layout.token_bytes() };
     if let Some(num_rows) = batch.graph_rows(runner.max_graph_rows()) {
-        let on_device = runner.buffers.send(&runner.gpu, batch, kv, wanted, num_rows)?;
-        return replay(runner, on_device, kv.layout());
+        let on_device = runner.buffers.send(&runner.gpu, batch, &slots, wanted, num_rows)?;
+        return replay(runner, on_device, layout);
     }
-    let on_device = runner.buffers.send(&runner.gpu, batch, kv, wanted, batch.num_rows())?;
-    layers(runner, on_device, kv.layout())?;
+    let on_device = runner.buffers.send(&runner.gpu, batch, &slots, wanted, batch.num_rows())?;
+    layers(runner, on_device, layout)?;
     // In pieces: what is added to the residual with the last norm, is added once to every row.
     let at_once = runner.scratch.max_logit_rows;
     for first in (0..wanted.len()).step_by(at_once) {

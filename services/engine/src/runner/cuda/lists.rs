@@ -1,16 +1,17 @@
-use fused_gpu::{Buffer, Gpu, Pinned};
+use fused_gpu::{Buffer, Gpu, Pinned, View};
 use fused_kernels::{Bias, Occurrence};
 
 use super::Error;
 use super::in_turn::InTurn;
 
-/// Entries at first, 12 MiB of them: a thousand tokens of each of a thousand sequences. More where a step needs them, which is
-/// the one thing that a step may allocate.
+/// Entries at first, 12 MiB of them: a thousand tokens of each of a thousand sequences. More where a step needs them, which,
+/// with the lists that are kept, is the one thing that a step may allocate.
 const FIRST_CAPACITY: usize = 1 << 20;
-const ENTRY_BYTES: usize = size_of::<Occurrence>();
+pub(super) const ENTRY_BYTES: usize = size_of::<Occurrence>();
 const _: () = assert!(size_of::<Bias>() == ENTRY_BYTES);
 
-/// What rows are sampled with and is longer than a row's parameters: what penalties count, and biases.
+/// What rows are sampled with and is longer than a row's parameters: biases, and of what penalties count those lists that are
+/// not there as yet.
 #[derive(Debug)]
 pub(super) struct Lists {
     host: InTurn<Pinned>,
@@ -46,6 +47,12 @@ impl Lists {
         // Most steps list nothing, and need not ask whether the memory is free again.
         let bytes = if num_entries > 0 { self.host.next().as_mut_slice()? } else { &mut [] };
         Ok(OpenLists { bytes, address: self.device.address(), len: 0 })
+    }
+
+    /// What the device has of them, at an address that [`OpenLists::push`] has given.
+    pub(super) fn view(&self, address: u64, len: usize) -> fused_gpu::Result<View<'_>> {
+        let start = address.wrapping_sub(self.device.address()) as usize;
+        self.device.slice(start..start.saturating_add(len))
     }
 
     /// Sends the first `len` bytes of what was written last to the device.

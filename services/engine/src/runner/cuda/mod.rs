@@ -8,6 +8,7 @@
 mod batch;
 mod forward;
 mod in_turn;
+mod kept;
 mod lists;
 mod output;
 mod scratch;
@@ -15,7 +16,7 @@ mod wanted;
 mod weights;
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fused_checkpoint::{Checkpoint, Dtype, ModelConfig};
 use fused_gpu::{Element, Gpu, Graph, Products};
@@ -210,7 +211,7 @@ impl CudaRunner {
             return Err(Error::Batch(message));
         }
         let slots = kv.pin(sequences.iter().map(SequenceStep::slot_use))?;
-        forward::run(self, &batch, kv, &wanted)?;
+        forward::run(self, &batch, kv.layout(), &slots, &wanted)?;
         let step = self.results.fetch(&self.gpu, &wanted, sequences.len(), slots)?;
         self.in_flight.push_back(step);
         self.drawn = wanted::drawn(&wanted, sequences.len());
@@ -218,7 +219,7 @@ impl CudaRunner {
     }
 
     fn failed(&self, error: &Error) -> RunnerError {
-        RunnerError { device: self.device(), message: error.to_string() }
+        RunnerError::on(self.device(), error)
     }
 }
 
@@ -247,6 +248,11 @@ impl Runner for CudaRunner {
         Some(self.weights.shape.attention_parity())
     }
 
+    /// What fits into the memory of a GPU computes a hundred tokens in less than a second on it.
+    fn assumed_token_time(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
     fn launch(
         &mut self,
         sequences: &[SequenceStep<'_>],
@@ -262,12 +268,18 @@ impl Runner for CudaRunner {
 
     /// Beside whatever is in flight: that writes behind what is copied, and the slots copied to are not its own.
     fn copy(&mut self, copies: &[KvCopy], kv: &KvCache<CudaMemory>) -> Result<(), RunnerError> {
-        let copy = |copy: &KvCopy| -> Result<(), Error> {
-            let pinned = kv.pin_copy(copy)?;
-            kv.memory().copy(kv.range(copy.from), kv.range(copy.to), copy.bytes.clone())?;
-            drop(pinned);
-            Ok(())
+        let copy = || -> Result<(), Error> {
+            let mut pinned = Vec::with_capacity(copies.len());
+            let begun = copies.iter().try_for_each(|copy| {
+                let mut both = kv.pin_copy(copy)?;
+                let begun = both.begin_copy(0, 1, copy.bytes.clone());
+                pinned.push(both);
+                Ok(begun?)
+            });
+            // What has begun is waited for, whatever became of the others.
+            kv.memory().wait()?;
+            begun
         };
-        copies.iter().try_for_each(copy).map_err(|error| self.failed(&error))
+        copy().map_err(|error| self.failed(&error))
     }
 }

@@ -3,8 +3,9 @@ use fused_vocabulary::TokenId;
 
 use super::Error;
 use super::batch::Batch;
+use super::kept::{Kept, Lacks};
 use super::lists::OpenLists;
-use crate::sampler::SampleStep;
+use crate::sampler::{Occurrences, SampleStep};
 
 /// A row whose logits are wanted, and what for.
 #[derive(Debug)]
@@ -67,32 +68,48 @@ impl Wanted<'_> {
         }
     }
 
-    /// Entries of the lists that it is sampled with, at most, and one that each may have to be put off by.
-    pub(super) fn num_listed(&self) -> usize {
+    /// What penalties count of it.
+    pub(super) fn occurrences(&self) -> Option<&Occurrences> {
         match self.purpose {
-            Purpose::Sample { step, .. } => {
-                let num_biases = step.sampling.logit_bias.len() + step.banned.len();
-                [step.occurrences.len(), num_biases].map(|num| if num > 0 { num + 1 } else { 0 }).iter().sum()
-            }
+            Purpose::Sample { step, .. } => step.occurrences.filter(|_| step.sampling.has_penalties()),
+            Purpose::PromptLogprobs { .. } => None,
+        }
+    }
+
+    /// Entries of its biases, at most, and one that they may have to be put off by.
+    pub(super) fn num_biases(&self) -> usize {
+        match self.purpose {
+            Purpose::Sample { step, .. } => match step.sampling.logit_bias.len() + step.banned.len() {
+                0 => 0,
+                num => num + 1,
+            },
             Purpose::PromptLogprobs { .. } => 0,
         }
     }
 
-    /// What the kernel is told of it.
-    pub(super) fn sampling(&self, lists: &mut OpenLists<'_>) -> Result<RowSampling, Error> {
+    /// What the kernel is told of it. `kept`: where its [`occurrences`](Self::occurrences) are, if it has any.
+    pub(super) fn sampling(
+        &self,
+        lists: &mut OpenLists<'_>,
+        kept: Option<&Kept>,
+    ) -> Result<RowSampling, Error> {
         Ok(match self.purpose {
             Purpose::Sample { step, follows } => {
                 let biases = step.biases();
                 let row = step.row(biases.len());
-                let (occurrences, num_occurrences) = lists.push(step.occurrences)?;
                 let (biases, num_biases) = lists.push(&biases)?;
                 let follows = if follows { RowSampling::FOLLOWS } else { 0 };
+                let changed = kept.filter(|kept| kept.lacks == Lacks::LastChange);
+                let changed = changed.and_then(|_| step.occurrences?.last_change());
+                let (changed_place, entry) = changed.unwrap_or_default();
                 RowSampling {
-                    occurrences,
-                    num_occurrences,
+                    occurrences: kept.map_or(0, |kept| kept.address),
                     biases,
                     num_biases,
-                    flags: row.flags | follows,
+                    flags: row.flags | follows | if changed.is_some() { RowSampling::CHANGES } else { 0 },
+                    changed_place: u32::try_from(changed_place).unwrap_or(u32::MAX),
+                    changed_token: entry.token,
+                    changed_count: entry.count,
                     batch_row: u32::try_from(self.row).unwrap_or(u32::MAX),
                     ..row
                 }
