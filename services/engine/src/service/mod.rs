@@ -184,7 +184,7 @@ impl engine_server::Engine for EngineService {
         &self,
         _request: Request<GetModelRequest>,
     ) -> Result<Response<common::ModelInfo>, Status> {
-        // Tokenizers ask this every second to see where requests can go: not here any more.
+        // Tokenizers ask this to see where requests can go: not here any more.
         if !self.is_serving() {
             return Err(Error::new(Code::ShuttingDown, "the engine is shutting down").into());
         }

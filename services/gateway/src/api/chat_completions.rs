@@ -43,7 +43,7 @@ pub(super) async fn create(
         echo: false,
         timeout: shared.config.request_timeout,
     });
-    let generation = Generation::start(&shared.backend.client(), vec![call], names, body.into_share());
+    let generation = Generation::start(&shared.backend, vec![call], names, body.into_share());
     match parameters.stream {
         Some(usage) => {
             let keep_alive = shared.config.keep_alive_interval;
