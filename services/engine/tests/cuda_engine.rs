@@ -12,8 +12,9 @@ use fused_proto::engine::v1::{
     GenerateOpening, GenerateRequest, GenerateResponse, GetLoadRequest, PromptChunk, generate_request,
     generate_response,
 };
+use fused_transport::Channel;
 use tonic::Streaming;
-use tonic::transport::{Channel, Server};
+use tonic::service::Routes;
 
 const NUM_PROMPTS: usize = 100;
 const MAX_TOKENS: u32 = 64;
@@ -59,10 +60,7 @@ fn everything() -> SamplingParams {
 
 impl Served {
     fn new(engine: &Engine, lifecycle: Lifecycle) -> Self {
-        let (channel, listener) = fused_transport::in_memory();
-        let server = Server::builder().add_service(engine.service());
-        let serving = server.serve_with_incoming_shutdown(listener, lifecycle.stopped());
-        lifecycle.spawn("server", async move { serving.await.unwrap() });
+        let channel = fused_transport::in_process(Routes::new(engine.service()), &lifecycle);
         let fingerprint = engine.model_info().vocabulary_fingerprint.clone();
         Self { client: EngineClient::new(channel), fingerprint, lifecycle }
     }

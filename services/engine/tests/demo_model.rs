@@ -11,7 +11,8 @@ use fused_proto::engine::v1::engine_client::EngineClient;
 use fused_proto::engine::v1::{
     GenerateOpening, GenerateRequest, GetLoadRequest, PromptChunk, generate_request, generate_response,
 };
-use tonic::transport::{Channel, Server};
+use fused_transport::Channel;
+use tonic::service::Routes;
 
 const MAX_TOKENS: u32 = 48;
 
@@ -26,10 +27,7 @@ impl Served {
         let files = ModelFiles::open(&fused_testkit::model_dir("demo-llama")).unwrap();
         let lifecycle = Lifecycle::new();
         let engine = Engine::start_cpu(config, &files, None, None, &lifecycle).unwrap();
-        let (channel, listener) = fused_transport::in_memory();
-        let server = Server::builder().add_service(engine.service());
-        let serving = server.serve_with_incoming_shutdown(listener, lifecycle.stopped());
-        lifecycle.spawn("server", async move { serving.await.unwrap() });
+        let channel = fused_transport::in_process(Routes::new(engine.service()), &lifecycle);
         let fingerprint = engine.model_info().vocabulary_fingerprint.clone();
         Self { client: EngineClient::new(channel), fingerprint, lifecycle }
     }

@@ -6,7 +6,6 @@ mod bench;
 mod cli;
 mod corpus;
 mod eval;
-mod http_server;
 mod interrupt;
 mod model;
 mod page;

@@ -1,46 +1,32 @@
-//! The text service behind the gateway: its client, which model it serves, and whether it is ready.
+//! The text services behind the gateway: which are usable, which model they serve, and the calls to them.
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
+use fused_lifecycle::Lifecycle;
 use fused_proto::common::v1::ModelInfo;
-use fused_proto::text::v1::GetModelRequest;
 use fused_proto::text::v1::text_generation_client::TextGenerationClient;
 use fused_proto::text::v1::text_generation_server::SERVICE_NAME;
+use fused_proto::text::v1::{GenerateRequest, GenerateResponse, GetModelRequest};
 use fused_status::{Code, Error};
-use fused_transport::MAX_MESSAGE_BYTES;
+use fused_transport::{
+    Channel, Failed, Fault, Fleet, Kind, Lease, Load, MAX_MESSAGE_BYTES, Readiness, Replica, Timing,
+};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tonic::transport::Channel;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
+use tonic::metadata::MetadataMap;
+use tonic::{Response, Status, Streaming};
 use tracing::Span;
 
 use crate::events;
 
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Hexadecimal digits of the vocabulary's fingerprint that clients see.
 const SHOWN_FINGERPRINT_LEN: usize = 12;
 
-/// Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Backend {
-    client: TextGenerationClient<Channel>,
-    health: HealthClient<Channel>,
-    readiness: Arc<watch::Sender<Readiness>>,
-    model: Arc<watch::Sender<Option<Arc<Model>>>>,
-}
+/// The client of one text service.
+pub(crate) type Client = TextGenerationClient<Channel>;
 
-/// Whether requests can be answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Readiness {
-    Ready,
-    NotReady(&'static str),
-}
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Backend(Arc<Fleet<Text>>);
 
 /// The model that is served, as far as clients see it.
 #[derive(Debug, PartialEq)]
@@ -52,96 +38,128 @@ pub(crate) struct Model {
     pub(crate) created_unix_s: i64,
 }
 
+/// The answers of one call. Dropping it cancels the call.
+pub(crate) struct Answers {
+    first: Option<GenerateResponse>,
+    rest: Streaming<GenerateResponse>,
+    _load: Load,
+}
+
+/// What the fleet is of.
+struct Text;
+
 impl Backend {
-    pub(crate) fn new(channel: Channel) -> Self {
-        Self {
-            client: TextGenerationClient::new(channel.clone())
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES),
-            health: HealthClient::new(channel),
-            readiness: Arc::new(watch::Sender::new(Readiness::NotReady(
-                "the text service was not asked yet",
-            ))),
-            model: Arc::default(),
+    /// Follows the list of text services and the health of each, until the process stops.
+    pub(crate) fn start(replicas: watch::Receiver<Vec<Replica>>, lifecycle: &Lifecycle) -> Self {
+        Self(Fleet::start(Text, replicas, Timing::default(), lifecycle))
+    }
+
+    /// Why nothing can be answered; none: it can. Names no address: everybody may ask.
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
+        if self.0.facts().is_some() {
+            return None;
         }
-    }
-
-    /// The client; clones share one connection.
-    pub(crate) fn client(&self) -> TextGenerationClient<Channel> {
-        self.client.clone()
-    }
-
-    /// What the last check found. Never waits.
-    pub(crate) fn readiness(&self) -> Readiness {
-        *self.readiness.borrow()
+        let reasons = self.0.faults();
+        let reason = |fault: &Fault| match fault {
+            Fault::Unknown => "the text service was not asked yet",
+            Fault::Unreachable(_) => "the text service does not answer",
+            Fault::NotServing => "the text service is not serving",
+            Fault::Unusable(_) | Fault::Misplaced(_) => "the text service cannot be used",
+        };
+        // Of several the one that says most.
+        let is_away = |fault: &&Fault| matches!(fault, Fault::Unknown | Fault::Unreachable(_));
+        let told = reasons.iter().find(|fault| !is_away(fault)).or(reasons.first());
+        Some(told.map_or("no text service is known yet", reason))
     }
 
     pub(crate) async fn wait_ready(&self) {
-        // The sender is ours: it cannot be gone.
-        let _ = self.readiness.subscribe().wait_for(|readiness| *readiness == Readiness::Ready).await;
+        // The sender is the fleet's: it cannot be gone.
+        let _ = self.0.readiness().wait_for(|readiness| *readiness == Readiness::Ready).await;
     }
 
-    /// The served model; asks for it only where no check has found it yet.
+    /// The served model.
     pub(crate) async fn model(&self) -> Result<Arc<Model>, Error> {
-        let known = self.model.borrow().clone();
-        match known {
-            Some(model) => Ok(model),
-            None => self.ask_model(None).await.map(Arc::new),
-        }
+        self.0.settled_facts().await.ok_or_else(unavailable)
     }
 
-    /// Asks the text service which model it serves under this name, or at all.
+    /// Asks which model is served under this name.
     pub(crate) async fn ask_model(&self, id: Option<String>) -> Result<Model, Error> {
-        let mut client = self.client();
-        let asked = client.get_model(traced(GetModelRequest { model: id }));
-        let answered = timeout(CHECK_TIMEOUT, asked).await.map_err(|elapsed| {
-            Error::new(Code::Unavailable, "the text service does not answer; try again").with_cause(&elapsed)
+        let request = GetModelRequest { model: id };
+        let answer = self.call(request, async |mut client, request| client.get_model(request).await).await?;
+        Ok(Model::from(answer))
+    }
+
+    /// Makes a call that has one answer, within the current span; where one service does not answer, at another.
+    pub(crate) async fn call<M: Clone, A>(
+        &self,
+        message: M,
+        call: impl AsyncFn(Client, tonic::Request<M>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Error> {
+        let traced = &Traced::new(message);
+        let call = &call;
+        let attempt = |Lease { channel, load, .. }: Lease| async move {
+            let answer = call(client(channel), traced.request()).await?;
+            drop(load);
+            Ok(answer.into_inner())
+        };
+        self.0.send(attempt).await
+    }
+
+    /// Starts a generation and waits for its first answer; where one service does not give one, at another.
+    pub(crate) async fn generate(&self, request: &Traced<GenerateRequest>) -> Result<Answers, Error> {
+        let attempt = |Lease { channel, load, attempt }: Lease| async move {
+            let mut sent = request.request();
+            // The engine may not have seen the end of the first attempt, whose id it would refuse.
+            if attempt > 0
+                && let Some(id) = &mut sent.get_mut().request_id
+            {
+                id.push_str("~r");
+            }
+            let mut rest = client(channel).generate(sent).await?.into_inner();
+            let first = rest.message().await?.ok_or_else(Failed::ended_early)?;
+            Ok(Answers { first: Some(first), rest, _load: load })
+        };
+        self.0.send(attempt).await
+    }
+}
+
+impl Answers {
+    /// The next answer; none after the last.
+    pub(crate) async fn next(&mut self) -> Result<Option<GenerateResponse>, Error> {
+        match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => Ok(self.rest.message().await?),
+        }
+    }
+}
+
+impl Kind for Text {
+    const SERVICE: &'static str = SERVICE_NAME;
+    const NAME: &'static str = "tokenizer";
+    type Facts = Model;
+
+    async fn ask(&self, channel: Channel) -> Result<Model, Fault> {
+        let answer = client(channel).get_model(GetModelRequest { model: None }).await.map_err(|status| {
+            let error = Error::from(status);
+            Fault::Unusable(error.detail().unwrap_or(error.message()).to_owned())
         })?;
-        Ok(Model::from(answered?.into_inner()))
+        Ok(Model::from(answer.into_inner()))
     }
 
-    /// Checks every second until `stopped`.
-    pub(crate) async fn watch(self, stopped: impl Future<Output = ()>) {
-        let mut stopped = pin!(stopped);
-        let mut ticks = interval(CHECK_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let check = async {
-                ticks.tick().await;
-                timeout(CHECK_TIMEOUT, self.check()).await
-            };
-            let checked = tokio::select! {
-                () = &mut stopped => return,
-                checked = check => checked,
-            };
-            let readiness = checked.unwrap_or(Readiness::NotReady("the text service does not answer"));
-            let previous = self.readiness.send_replace(readiness);
-            if previous != readiness {
-                events::readiness_changed(readiness);
-            }
-        }
+    fn replica_changed(&self, name: &str, fault: Option<&Fault>) {
+        events::tokenizer_changed(name, fault);
     }
 
-    async fn check(&self) -> Readiness {
-        let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
-        let Ok(answer) = self.health.clone().check(request).await else {
-            return Readiness::NotReady("the text service cannot be reached");
-        };
-        if answer.into_inner().status() != ServingStatus::Serving {
-            return Readiness::NotReady("the text service is not serving");
-        }
-        // Asked again each time: behind the same address another model may have been rolled out.
-        let Ok(model) = self.ask_model(None).await else {
-            return Readiness::NotReady("the text service does not say which model it serves");
-        };
-        self.model.send_if_modified(|known| {
-            let is_new = known.as_deref() != Some(&model);
-            if is_new {
-                *known = Some(Arc::new(model));
-            }
-            is_new
-        });
-        Readiness::Ready
+    fn usable_changed(&self, num_usable: usize) {
+        events::tokenizers_usable(num_usable);
+    }
+
+    fn readiness_changed(&self, readiness: &Readiness) {
+        events::readiness_changed(readiness);
+    }
+
+    fn retried(&self, name: &str, error: &Error) {
+        events::retried(name, error);
     }
 }
 
@@ -158,9 +176,32 @@ impl From<ModelInfo> for Model {
     }
 }
 
-/// A call that belongs to the current span's trace.
-pub(crate) fn traced<T>(message: T) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    fused_telemetry::grpc::inject(&Span::current(), request.metadata_mut());
-    request
+/// A message that may be sent twice, in the trace of the span in which it was made.
+pub(crate) struct Traced<M> {
+    message: M,
+    metadata: MetadataMap,
+}
+
+impl<M: Clone> Traced<M> {
+    pub(crate) fn new(message: M) -> Self {
+        let mut metadata = MetadataMap::new();
+        fused_telemetry::grpc::inject(&Span::current(), &mut metadata);
+        Self { message, metadata }
+    }
+
+    fn request(&self) -> tonic::Request<M> {
+        let mut request = tonic::Request::new(self.message.clone());
+        request.metadata_mut().clone_from(&self.metadata);
+        request
+    }
+}
+
+fn client(channel: Channel) -> Client {
+    TextGenerationClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn unavailable() -> Error {
+    Error::new(Code::Unavailable, "no text service is ready; try again")
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use fused_status::Error;
+use fused_transport::{Fault, Readiness};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
-use crate::backend::Readiness;
 use crate::identity::RequestContext;
 
 /// The span of one request, from its first header to the last byte of its answer.
@@ -34,6 +34,8 @@ pub(crate) fn describe() {
         "From a streaming request's headers to its first piece of text."
     );
     describe_gauge!("fused_gateway_requests_in_flight", "Requests with work behind them.");
+    describe_gauge!("fused_gateway_tokenizers_usable", "Tokenizers that requests can go to.");
+    describe_counter!("fused_gateway_tokenizer_retries_total", "Requests sent a second time.");
 }
 
 /// Counts a request in or out of flight.
@@ -72,10 +74,30 @@ pub(crate) fn unknown_fields(names: &[&str]) {
     debug!(?names, "unknown fields ignored");
 }
 
-/// The text service became ready or stopped being so.
-pub(crate) fn readiness_changed(readiness: Readiness) {
+/// The gateway became ready or stopped being so.
+pub(crate) fn readiness_changed(readiness: &Readiness) {
     match readiness {
         Readiness::Ready => info!("ready"),
         Readiness::NotReady(reason) => info!(reason, "not ready"),
     }
+}
+
+/// A tokenizer became usable, or stopped being so.
+pub(crate) fn tokenizer_changed(tokenizer: &str, fault: Option<&Fault>) {
+    match fault {
+        None => info!(tokenizer, "tokenizer ready"),
+        Some(fault) => warn!(tokenizer, "tokenizer not ready: it {fault}"),
+    }
+}
+
+/// So many tokenizers are usable now.
+pub(crate) fn tokenizers_usable(num: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge, and few tokenizers")]
+    gauge!("fused_gateway_tokenizers_usable").set(num as f64);
+}
+
+/// A request is sent a second time because the first tokenizer gave no first answer.
+pub(crate) fn retried(tokenizer: &str, error: &Error) {
+    counter!("fused_gateway_tokenizer_retries_total").increment(1);
+    warn!(tokenizer, %error, detail = error.detail(), "tokenizer without a first answer; trying again");
 }

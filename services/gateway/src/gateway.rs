@@ -3,9 +3,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use fused_lifecycle::Lifecycle;
+use fused_transport::Replica;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method};
-use tonic::transport::Channel;
+use tokio::sync::watch;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::admission::Admission;
@@ -14,14 +15,13 @@ use crate::error::RETRY_AFTER_MS;
 use crate::identity::{RequestIds, X_REQUEST_ID};
 use crate::{Config, api, edge, events};
 
-/// The REST API in front of one text service.
-#[derive(Clone, Debug)]
+/// The REST API in front of text services.
+#[derive(Clone)]
 pub struct Gateway {
     shared: Arc<Shared>,
 }
 
 /// What every request needs.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) backend: Backend,
@@ -30,19 +30,17 @@ pub(crate) struct Shared {
 }
 
 impl Gateway {
-    /// A gateway to the text service behind `text`. Starts the task that watches whether that service is ready; needs a
-    /// tokio runtime.
+    /// A gateway to text services, of which the list may change at any time. Needs a tokio runtime.
     #[must_use]
-    pub fn new(config: Config, text: Channel, lifecycle: &Lifecycle) -> Self {
+    pub fn new(config: Config, text: watch::Receiver<Vec<Replica>>, lifecycle: &Lifecycle) -> Self {
         events::describe();
-        let backend = Backend::new(text);
-        lifecycle.spawn("gateway.readiness", backend.clone().watch(lifecycle.stopped()));
+        let backend = Backend::start(text, lifecycle);
         let admission = Admission::new(&config, lifecycle.clone());
         let lifecycle = lifecycle.clone();
         Self { shared: Arc::new(Shared { config, backend, admission, lifecycle }) }
     }
 
-    /// Waits until the text service behind is ready.
+    /// Waits until a text service behind is ready.
     ///
     /// # Cancel safety
     /// Nothing is lost by dropping it.

@@ -5,18 +5,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fused_proto::text::v1::generate_response::Message;
-use fused_proto::text::v1::text_generation_client::TextGenerationClient;
-use fused_proto::text::v1::{
-    FinishInfo, GenerateRequest, GenerateResponse, PromptInfo, TextIncrement, TextLogprobs, Usage,
-};
+use fused_proto::text::v1::{FinishInfo, GenerateRequest, PromptInfo, TextIncrement, TextLogprobs, Usage};
 use fused_status::Error;
 use futures_util::stream::{BoxStream, SelectAll, select_all, try_unfold};
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use tonic::Streaming;
-use tonic::transport::Channel;
 
 use crate::admission::Share;
-use crate::backend::traced;
+use crate::backend::{Answers, Backend, Traced};
 use crate::error::Fault;
 use crate::field_names::FieldNames;
 
@@ -38,13 +33,13 @@ pub(crate) struct Generation {
 impl Generation {
     /// Starts one call a prompt, within the current span. Their errors name fields as the client does.
     pub(crate) fn start(
-        client: &TextGenerationClient<Channel>,
+        backend: &Backend,
         requests: Vec<GenerateRequest>,
         names: FieldNames,
         share: Share,
     ) -> Self {
         let calls = requests.into_iter().enumerate().map(|(prompt_idx, request)| {
-            let answers = answers(client.clone(), prompt_idx, traced(request));
+            let answers = answers(backend.clone(), prompt_idx, Traced::new(request));
             answers.map_err(move |error| names.rename(error)).boxed()
         });
         Self { answers: select_all(calls), first: None, _share: share }
@@ -91,8 +86,8 @@ impl Stream for Generation {
 }
 
 enum Call {
-    Starting(TextGenerationClient<Channel>, Box<tonic::Request<GenerateRequest>>),
-    Running(Streaming<GenerateResponse>, Progress),
+    Starting(Backend, Box<Traced<GenerateRequest>>),
+    Running(Box<Answers>, Progress),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -104,18 +99,18 @@ enum Progress {
 
 /// The answers of one call. The call starts when this is first polled, so that many prompts start together.
 fn answers(
-    client: TextGenerationClient<Channel>,
+    backend: Backend,
     prompt_idx: usize,
-    request: tonic::Request<GenerateRequest>,
+    request: Traced<GenerateRequest>,
 ) -> impl Stream<Item = Result<Answer, Error>> {
-    try_unfold(Call::Starting(client, Box::new(request)), move |call| async move {
+    try_unfold(Call::Starting(backend, Box::new(request)), move |call| async move {
         let (mut stream, progress) = match call {
-            Call::Starting(mut client, request) => {
-                (client.generate(*request).await?.into_inner(), Progress::Unfinished)
+            Call::Starting(backend, request) => {
+                (Box::new(backend.generate(&request).await?), Progress::Unfinished)
             }
             Call::Running(stream, progress) => (stream, progress),
         };
-        let Some(response) = stream.message().await? else {
+        let Some(response) = stream.next().await? else {
             // A stream that was cut off must not pass for a whole one.
             return if progress == Progress::Finished { Ok(None) } else { Err(Fault::EndedEarly.into()) };
         };

@@ -14,7 +14,7 @@ pub struct Config {
     /// Whether a request may bring a chat template of its own. A template is a program: whoever writes one can make a
     /// short request cost much memory and time.
     pub trust_request_chat_template: bool,
-    /// How often every engine is asked for its model, which is also how soon a lost one is noticed as back.
+    /// How soon an engine that cannot be used is tried again; one that can be tells by itself when that changes.
     pub engine_check_interval: Duration,
 }
 

@@ -1,5 +1,3 @@
-use fused_vocabulary::Fingerprint;
-
 /// Why the tokenizer cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -29,23 +27,4 @@ pub enum Error {
     /// The threads that encode cannot be started.
     #[error("the encoding threads cannot be started")]
     Threads(#[source] rayon::ThreadPoolBuildError),
-}
-
-/// Why an engine is not used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum EngineFault {
-    /// It has not answered yet.
-    #[error("has not answered yet")]
-    Unknown,
-    /// It cannot be reached, or says that it is not ready.
-    #[error("does not answer: {0}")]
-    Unreachable(String),
-    /// Its ids mean other text.
-    #[error("has the vocabulary {engine}, but the tokenizer has {tokenizer}")]
-    OtherVocabulary {
-        /// What the engine says, as it spells it.
-        engine: String,
-        /// Ours.
-        tokenizer: Fingerprint,
-    },
 }

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use fused_status::Error;
+use fused_transport::{Fault, Readiness};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use tracing::{error, info, warn};
-
-use crate::engines::Readiness;
-use crate::error::EngineFault;
 
 /// The span of one generation, from its arrival to the last byte of its answer.
 pub(crate) const GENERATE_SPAN: &str = "tokenizer.generate";
@@ -80,10 +78,10 @@ pub(crate) fn broken_chat_template(name: &str, error: &dyn std::error::Error) {
 }
 
 /// An engine became usable, or stopped being so.
-pub(crate) fn engine_changed(engine: &str, fault: Option<&EngineFault>) {
+pub(crate) fn engine_changed(engine: &str, fault: Option<&Fault>) {
     match fault {
         None => info!(engine, "engine ready"),
-        Some(fault @ EngineFault::OtherVocabulary { .. }) => error!(engine, "engine refused: it {fault}"),
+        Some(fault @ Fault::Misplaced(_)) => error!(engine, "engine refused: it {fault}"),
         Some(fault) => warn!(engine, "engine not ready: it {fault}"),
     }
 }

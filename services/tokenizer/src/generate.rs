@@ -72,7 +72,7 @@ pub(crate) async fn generate(
     request: GenerateRequest,
     guard: RequestGuard,
 ) -> Result<Generation> {
-    let model = core.fleet.model()?;
+    let model = core.engines.model()?;
     let limit = match request.truncate_prompt_tokens {
         Some(num_tokens) => PromptLimit::KeepLast { num_tokens },
         None => PromptLimit::Refuse { max_model_len: model.max_model_len },
@@ -87,7 +87,7 @@ pub(crate) async fn generate(
         deadline: request.deadline,
         prompt: prompt.clone(),
     };
-    let answered = within(request.deadline, core.fleet.generate(&engine_request)).await;
+    let answered = within(request.deadline, core.engines.generate(&engine_request)).await;
     // A prompt that turned out bad after its beginning: the engine can only have missed its end.
     let (engine, answer) = answered.map_err(|error| prompt.failure().unwrap_or(error))?;
     let EncodedPrompt { ids, encoded } = within(request.deadline, prompt.whole()).await?;

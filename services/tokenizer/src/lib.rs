@@ -26,7 +26,7 @@ mod tokenizer_config;
 mod tests;
 
 pub use config::Config;
-pub use engines::{EngineEndpoint, Readiness};
 pub use error::Error;
+pub use fused_transport::Readiness;
 pub use service::TextService;
 pub use tokenizer::Tokenizer;

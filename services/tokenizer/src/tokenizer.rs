@@ -5,13 +5,13 @@ use std::time::SystemTime;
 use fused_checkpoint::ModelFiles;
 use fused_lifecycle::Lifecycle;
 use fused_proto::text::v1::text_generation_server::TextGenerationServer;
-use fused_transport::MAX_MESSAGE_BYTES;
+use fused_transport::{MAX_MESSAGE_BYTES, Readiness, Replica};
 use fused_vocabulary::{PatchVocabulary, Vocabulary};
 use tokio::sync::watch;
 
 use crate::chat_template::{ChatTemplates, RequestTemplates};
 use crate::encode::EncodePool;
-use crate::engines::{EngineEndpoint, Fleet, Readiness};
+use crate::engines::Engines;
 use crate::prompt::PromptEncoder;
 use crate::special_tokens::Affixes;
 use crate::tokenizer_config::TokenizerConfig;
@@ -29,7 +29,7 @@ pub(crate) struct Core {
     pub(crate) vocabulary: Arc<Vocabulary>,
     pub(crate) encoder: Arc<PromptEncoder>,
     pub(crate) pool: EncodePool,
-    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) engines: Engines,
     ids: RequestIds,
 }
 
@@ -43,7 +43,7 @@ impl Tokenizer {
         config: Config,
         files: &ModelFiles,
         patch: Option<PatchVocabulary>,
-        engines: watch::Receiver<Vec<EngineEndpoint>>,
+        engines: watch::Receiver<Vec<Replica>>,
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
         events::describe();
@@ -63,9 +63,9 @@ impl Tokenizer {
         };
         let pool = EncodePool::new(config.encode_threads, config.max_waiting_texts)?;
         let fingerprint = vocabulary.fingerprint();
-        let fleet =
-            Fleet::start(engines, fingerprint, config.model_name, config.engine_check_interval, lifecycle);
-        let core = Core { vocabulary, encoder: Arc::new(encoder), pool, fleet, ids: RequestIds::new() };
+        let engines =
+            Engines::start(engines, fingerprint, config.model_name, config.engine_check_interval, lifecycle);
+        let core = Core { vocabulary, encoder: Arc::new(encoder), pool, engines, ids: RequestIds::new() };
         Ok(Self { core: Arc::new(core), lifecycle: lifecycle.clone() })
     }
 
@@ -79,7 +79,7 @@ impl Tokenizer {
     /// Whether requests can be served; changes as engines come and go.
     #[must_use]
     pub fn ready(&self) -> watch::Receiver<Readiness> {
-        self.core.fleet.readiness()
+        self.core.engines.readiness()
     }
 }
 

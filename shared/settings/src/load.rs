@@ -17,6 +17,9 @@ const MAX_WATCHDOG_TIMEOUT_S: f64 = 86_400.0;
 /// A body becomes one gRPC message, and those may have 16 MiB.
 const MAX_BODY_BYTES: usize = 15 << 20;
 
+/// Longer than any load balancer keeps an idle connection.
+const MAX_HTTP_KEEP_ALIVE_S: u64 = 86_400;
+
 /// Settings that cannot be used; says which key and where it came from.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -104,6 +107,10 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
     if settings.max_body_bytes > MAX_BODY_BYTES {
         let problem = format!("must be at most {MAX_BODY_BYTES}, not {}", settings.max_body_bytes);
         return Err(SettingsError::OutOfRange { key: "max_body_bytes", problem });
+    }
+    if !(1..=MAX_HTTP_KEEP_ALIVE_S).contains(&settings.http_keep_alive_s) {
+        let problem = format!("must be 1 to {MAX_HTTP_KEEP_ALIVE_S}, not {}", settings.http_keep_alive_s);
+        return Err(SettingsError::OutOfRange { key: "http_keep_alive_s", problem });
     }
     if settings.attention_backend != "fa_vattn" {
         return Err(SettingsError::OutOfRange {
@@ -281,6 +288,8 @@ mod tests {
         assert!(missing.contains("no/such.toml"), "{missing}");
         let empty = load(&flags(&["--api-key", ""])).unwrap_err().to_string();
         assert!(empty.contains("api_key"), "{empty}");
+        let keep_alive = load(&flags(&["--http-keep-alive-s", "86401"])).unwrap_err().to_string();
+        assert!(keep_alive.contains("http_keep_alive_s"), "{keep_alive}");
         let zero = load(&flags(&["--max-num-sequences", "0"])).unwrap_err().to_string();
         assert!(zero.contains("max_num_sequences"), "{zero}");
     }

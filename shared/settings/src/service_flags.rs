@@ -32,10 +32,10 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     trust_request_chat_template: Option<bool>,
 
-    /// Tokenizer to send to
+    /// Tokenizer to send to; may be repeated
     #[arg(long, value_name = "URL", help_heading = "Gateway")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokenizer: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tokenizer: Vec<String>,
     /// API key to let in; may be repeated. Visible in the process list: prefer --api-key-file
     #[arg(long, value_name = "KEY", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -52,6 +52,10 @@ pub struct Flags {
     #[arg(long, value_name = "BYTES", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_body_bytes: Option<usize>,
+    /// How long an HTTP connection without a request stays open [default: 75]
+    #[arg(long, value_name = "SECONDS", help_heading = "Gateway")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_keep_alive_s: Option<u64>,
     /// Origin whose pages may call the API from a browser; may be repeated
     #[arg(long, alias = "allowed-origin", value_name = "ORIGIN", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -87,9 +87,9 @@ pub struct Settings {
     /// Whether a request may bring its own chat template, a program that the tokenizer runs.
     pub trust_request_chat_template: bool,
 
-    /// The tokenizer the gateway sends to, `http://HOST:PORT`.
-    #[serde(deserialize_with = "optional_text")]
-    pub tokenizer: Option<String>,
+    /// Tokenizers the gateway sends to, `http://HOST:PORT`.
+    #[serde(deserialize_with = "list")]
+    pub tokenizer: Vec<String>,
     /// API keys that are let in; none at all: everybody is.
     #[serde(deserialize_with = "secrets")]
     pub api_key: Vec<String>,
@@ -99,6 +99,8 @@ pub struct Settings {
     pub max_requests_in_flight: usize,
     /// The largest request body.
     pub max_body_bytes: usize,
+    /// How long an HTTP connection without a request stays open: longer than the load balancer in front keeps it.
+    pub http_keep_alive_s: u64,
     /// Origins whose pages may call the API from a browser; `*` for all.
     #[serde(deserialize_with = "list")]
     pub allowed_origins: Vec<String>,
@@ -161,11 +163,12 @@ impl Default for Settings {
             tokenizer_threads: 2,
             max_waiting_texts: 1024,
             trust_request_chat_template: false,
-            tokenizer: None,
+            tokenizer: Vec::new(),
             api_key: Vec::new(),
             api_key_file: None,
             max_requests_in_flight: 1024,
             max_body_bytes: 4 << 20,
+            http_keep_alive_s: 75,
             allowed_origins: Vec::new(),
             host: "127.0.0.1".to_owned(),
             port: 8000,
@@ -210,7 +213,6 @@ impl Settings {
             ("chunk_schedule_stages", self.chunk_schedule_stages.is_none()),
             ("kv_cache_bytes", self.kv_cache_bytes.is_none()),
             ("page_bytes", self.page_bytes.is_none()),
-            ("tokenizer", self.tokenizer.is_none()),
             ("api_key_file", self.api_key_file.is_none()),
             ("grpc_port", self.grpc_port.is_none()),
             ("metrics_port", self.metrics_port.is_none()),

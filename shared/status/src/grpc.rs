@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-use crate::{Code, Error};
+use crate::{Code, Error, transport};
 
 const CODE_KEY: &str = "fused-code";
 /// Binary, because a field name may come from the caller.
@@ -30,11 +30,11 @@ impl From<Error> for tonic::Status {
 
 impl From<&tonic::Status> for Error {
     /// What another service answered. A status that no service of ours made (the transport did) keeps its gRPC code's
-    /// meaning.
+    /// meaning and loses its words.
     fn from(status: &tonic::Status) -> Self {
         let metadata = status.metadata();
         let named = metadata.get(CODE_KEY).and_then(|name| Code::from_name(name.to_str().ok()?));
-        let Some(code) = named else { return from_transport(status) };
+        let Some(code) = named else { return transport::at_client(status) };
         let mut error = Self::new(code, status.message());
         if let Some(param) = metadata.get_bin(PARAM_KEY).and_then(|value| value.to_bytes().ok()) {
             error = error.with_param(String::from_utf8_lossy(&param));
@@ -47,33 +47,21 @@ impl From<&tonic::Status> for Error {
     }
 }
 
+/// Whether a service of ours made a status: the transport's own have no code of ours.
+#[must_use]
+pub fn is_ours(status: &tonic::Status) -> bool {
+    status.metadata().contains_key(CODE_KEY)
+}
+
+/// The status that a server sends in place of one that no service of ours made; none where ours is to go out as it is.
+#[must_use]
+pub fn in_our_words(status: &tonic::Status) -> Option<Error> {
+    (status.code() != tonic::Code::Ok && !is_ours(status)).then(|| transport::at_server(status))
+}
+
 impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
         Self::from(&status)
-    }
-}
-
-fn from_transport(status: &tonic::Status) -> Error {
-    // A connection that breaks in the middle of a stream is `Internal` or `Unknown` to the transport, with a cause; a
-    // status that was sent has none.
-    let is_broken = std::error::Error::source(status).is_some();
-    let code = match status.code() {
-        tonic::Code::Internal | tonic::Code::Unknown if is_broken => Code::Unavailable,
-        tonic::Code::InvalidArgument | tonic::Code::OutOfRange => Code::InvalidArgument,
-        tonic::Code::DeadlineExceeded => Code::DeadlineExceeded,
-        tonic::Code::Cancelled => Code::Cancelled,
-        tonic::Code::ResourceExhausted => Code::QueueFull,
-        tonic::Code::Unauthenticated => Code::InvalidApiKey,
-        tonic::Code::Unavailable => Code::Unavailable,
-        tonic::Code::Unimplemented => Code::Unsupported,
-        _ => Code::Internal,
-    };
-    match code {
-        Code::Internal => Error::internal(status),
-        Code::Unavailable => {
-            Error::new(code, "a service behind this one cannot be reached; try again").with_cause(status)
-        }
-        _ => Error::new(code, status.message()).with_cause(status),
     }
 }
 

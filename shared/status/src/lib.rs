@@ -7,6 +7,8 @@
 mod code;
 mod error;
 mod grpc;
+mod transport;
 
 pub use code::Code;
 pub use error::{Error, Result, with_causes};
+pub use grpc::{in_our_words, is_ours};

@@ -197,8 +197,37 @@ impl Server {
     /// # Errors
     /// It has ended already.
     pub fn terminate(&self) -> anyhow::Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
-        Ok(kill_process(pid, Signal::TERM)?)
+        Ok(kill_process(self.pid()?, Signal::TERM)?)
+    }
+
+    /// Stops the process where it stands: it hangs, with all its connections open.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        Ok(kill_process(self.pid()?, Signal::STOP)?)
+    }
+
+    /// Lets a frozen process go on.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        Ok(kill_process(self.pid()?, Signal::CONT)?)
+    }
+
+    /// Physical memory of the process.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn resident_bytes(&self) -> anyhow::Result<usize> {
+        let pages = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
+        let resident = pages.split(' ').nth(1).context("no resident pages")?;
+        Ok(resident.parse::<usize>()? * rustix::param::page_size())
+    }
+
+    fn pid(&self) -> anyhow::Result<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")
     }
 
     /// Waits for the end.

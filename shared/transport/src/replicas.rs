@@ -3,51 +3,65 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fused_lifecycle::Lifecycle;
-use tokio::sync::{mpsc, watch};
-use tonic::transport::channel::Change;
-use tonic::transport::{Channel, Endpoint};
+use futures_util::future::select_all;
+use tokio::sync::watch;
+use tonic::transport::Endpoint;
 
+use crate::Channel;
 use crate::channel::{ChannelError, endpoint};
 
 /// How often a name is resolved again. Nothing tells a client that a headless service has a new pod.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(3);
-/// Changes on their way into a balanced channel.
-const MAX_CHANGES: usize = 64;
 
-/// One channel to all addresses behind a name, each new call to any of them. With the name of a headless service those
-/// are its pods, and they may come and go.
+/// One of several services that are alike.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// What logs call it.
+    pub name: String,
+    /// The way to it.
+    pub channel: Channel,
+}
+
+type Addresses = BTreeMap<SocketAddr, Endpoint>;
+
+/// The services behind some URLs, one for each address that their names have at the moment; with the name of a headless
+/// service those are its pods, and they may come and go. None until a name is resolved for the first time; a name that
+/// cannot be resolved for the moment keeps its last addresses.
 ///
 /// # Errors
-/// `url` does not parse.
-pub fn connect_balanced(url: &str, lifecycle: &Lifecycle) -> Result<Channel, ChannelError> {
-    let mut replicas = replicas(url, lifecycle)?;
-    let (channel, changes) = Channel::balance_channel(MAX_CHANGES);
-    lifecycle.spawn("balanced channel", async move {
+/// A URL does not parse.
+pub fn follow(urls: &[String], lifecycle: &Lifecycle) -> Result<watch::Receiver<Vec<Replica>>, ChannelError> {
+    let mut sources =
+        urls.iter().map(|url| addresses(url, lifecycle)).collect::<Result<Vec<_>, ChannelError>>()?;
+    let (sender, receiver) = watch::channel(Vec::new());
+    let stopped = lifecycle.stopped();
+    lifecycle.spawn("replicas", async move {
+        tokio::pin!(stopped);
         let mut known = BTreeMap::new();
-        loop {
-            let current = replicas.borrow_and_update().clone();
-            if send_changes(&known, &current, &changes).await.is_err() {
-                return;
+        while !sources.is_empty() {
+            let current: Addresses =
+                sources.iter_mut().flat_map(|source| source.borrow_and_update().clone()).collect();
+            // A channel that stays is kept, and with it its connection.
+            known.retain(|address, _| current.contains_key(address));
+            for (address, endpoint) in &current {
+                known.entry(*address).or_insert_with(|| Replica {
+                    name: address.to_string(),
+                    channel: Channel::network(endpoint),
+                });
             }
-            known = current;
-            // An error: nobody resolves any more, because the process stops.
-            if replicas.changed().await.is_err() {
-                return;
+            sender.send_replace(known.values().cloned().collect());
+            let changed = select_all(sources.iter_mut().map(|source| Box::pin(source.changed())));
+            tokio::select! {
+                (result, ..) = changed => if result.is_err() { return },
+                () = &mut stopped => return,
             }
         }
     });
-    Ok(channel)
+    Ok(receiver)
 }
 
-/// The addresses behind a name, followed until the process stops; empty until it is resolved for the first time. A name
-/// that cannot be resolved for the moment keeps its last addresses.
-///
-/// # Errors
-/// `url` does not parse.
-pub fn replicas(
-    url: &str,
-    lifecycle: &Lifecycle,
-) -> Result<watch::Receiver<BTreeMap<SocketAddr, Endpoint>>, ChannelError> {
+/// The addresses behind one name, followed until the process stops.
+fn addresses(url: &str, lifecycle: &Lifecycle) -> Result<watch::Receiver<Addresses>, ChannelError> {
     let name = endpoint(url)?;
     let uri = name.uri().clone();
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -77,11 +91,8 @@ pub fn replicas(
     Ok(receiver)
 }
 
-fn publish(
-    sender: &watch::Sender<BTreeMap<SocketAddr, Endpoint>>,
-    addresses: impl Iterator<Item = SocketAddr>,
-) {
-    let endpoints: BTreeMap<SocketAddr, Endpoint> = addresses
+fn publish(sender: &watch::Sender<Addresses>, addresses: impl Iterator<Item = SocketAddr>) {
+    let endpoints: Addresses = addresses
         .filter_map(|address| Some((address, endpoint(&format!("http://{address}")).ok()?)))
         .collect();
     sender.send_if_modified(|known| {
@@ -94,20 +105,6 @@ fn publish(
     });
 }
 
-async fn send_changes(
-    known: &BTreeMap<SocketAddr, Endpoint>,
-    current: &BTreeMap<SocketAddr, Endpoint>,
-    changes: &mpsc::Sender<Change<SocketAddr, Endpoint>>,
-) -> Result<(), mpsc::error::SendError<Change<SocketAddr, Endpoint>>> {
-    for address in known.keys().filter(|address| !current.contains_key(address)) {
-        changes.send(Change::Remove(*address)).await?;
-    }
-    for (address, endpoint) in current.iter().filter(|(address, _)| !known.contains_key(address)) {
-        changes.send(Change::Insert(*address, endpoint.clone())).await?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,9 +112,11 @@ mod tests {
     #[tokio::test]
     async fn a_name_becomes_its_addresses() {
         let lifecycle = Lifecycle::new();
-        let mut replicas = replicas("http://localhost:7", &lifecycle).unwrap();
-        replicas.wait_for(|replicas| !replicas.is_empty()).await.unwrap();
-        assert!(replicas.borrow().keys().all(|address| address.ip().is_loopback() && address.port() == 7));
+        let urls = ["http://localhost:7".to_owned(), "http://127.0.0.1:8".to_owned()];
+        let mut replicas = follow(&urls, &lifecycle).unwrap();
+        let has = |list: &[Replica], port: &str| list.iter().any(|replica| replica.name.ends_with(port));
+        let both = |list: &Vec<Replica>| has(list, ":7") && has(list, ":8");
+        replicas.wait_for(both).await.unwrap();
         lifecycle.shut_down(Duration::ZERO, Duration::from_secs(1)).await.unwrap();
     }
 
@@ -125,20 +124,7 @@ mod tests {
     async fn addresses_that_are_none_are_refused() {
         let lifecycle = Lifecycle::new();
         for url in ["", "localhost", "http://localhost", "not a url:5"] {
-            assert!(connect_balanced(url, &lifecycle).is_err(), "{url:?}");
+            assert!(follow(&[url.to_owned()], &lifecycle).is_err(), "{url:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn what_came_and_went_is_told() {
-        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let set = |ports: &[u16]| -> BTreeMap<_, _> {
-            ports.iter().map(|&port| (address(port), Endpoint::from_static("http://x"))).collect()
-        };
-        let (sender, mut receiver) = mpsc::channel(8);
-        send_changes(&set(&[1, 2]), &set(&[2, 3]), &sender).await.unwrap();
-        assert!(matches!(receiver.try_recv(), Ok(Change::Remove(gone)) if gone == address(1)));
-        assert!(matches!(receiver.try_recv(), Ok(Change::Insert(new, _)) if new == address(3)));
-        assert!(receiver.try_recv().is_err());
     }
 }

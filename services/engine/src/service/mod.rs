@@ -195,7 +195,7 @@ impl engine_server::Engine for EngineService {
         &self,
         _request: Request<GetModelRequest>,
     ) -> Result<Response<common::ModelInfo>, Status> {
-        // Tokenizers ask this every second to see where requests can go: not here any more.
+        // Tokenizers ask this to see where requests can go: not here any more.
         if let Some(reason) = self.door.failure().reason() {
             let message = format!("the engine has failed and must be restarted: {reason}");
             return Err(Error::new(Code::Unavailable, message).into());

@@ -5,10 +5,11 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use fused_proto::common::v1::{FinishReason, LogprobParams, SamplingParams};
 use fused_proto::engine::v1::engine_client::EngineClient;
 use fused_proto::engine::v1::{PromptChunk, generate_response};
+use fused_transport::Channel;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Server};
+use tonic::service::Routes;
 
 use super::*;
 use crate::core::tests::{NUM_SLOTS, alone, max_tokens, mock_kv};
@@ -31,10 +32,7 @@ impl Served {
     fn with(runner: MockRunner, config: Config) -> Self {
         let lifecycle = Lifecycle::new();
         let engine = Engine::start(&config, model(), runner, mock_kv(24), &lifecycle).unwrap();
-        let (channel, listener) = fused_transport::in_memory();
-        let server = Server::builder().add_service(engine.service());
-        let serving = server.serve_with_incoming_shutdown(listener, lifecycle.stopped());
-        lifecycle.spawn("server", async move { serving.await.unwrap() });
+        let channel = fused_transport::in_process(Routes::new(engine.service()), &lifecycle);
         Self { engine, client: EngineClient::new(channel), lifecycle }
     }
 
@@ -326,11 +324,11 @@ async fn an_engine_that_hangs_is_given_up_and_says_so_everywhere() {
     let engine = Engine::start(&config, model(), runner, mock_kv(24), &lifecycle).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let server = Server::builder().add_service(engine.service());
+    let server = tonic::transport::Server::builder().add_service(engine.service());
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     let serving = server.serve_with_incoming_shutdown(incoming, lifecycle.stopped());
     lifecycle.spawn("server", async move { serving.await.unwrap() });
-    let client = EngineClient::connect(url).await.unwrap();
+    let client = EngineClient::new(fused_transport::connect(&url).unwrap());
     let served = Served { engine, client, lifecycle };
 
     let failed = served.engine.failed();

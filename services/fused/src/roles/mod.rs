@@ -3,7 +3,6 @@
 mod banner;
 mod device;
 mod engine_config;
-mod engines;
 mod grpc;
 mod parts;
 
@@ -14,13 +13,13 @@ use fused_checkpoint::Wanted;
 use fused_lifecycle::Lifecycle;
 use fused_settings::Settings;
 use fused_telemetry::Metrics;
+use fused_transport::follow;
 
 use crate::process::{Failure, Process};
 use banner::Banner;
 pub(crate) use device::Device;
 pub(crate) use engine_config::engine_config;
-pub(crate) use grpc::serve_grpc;
-use grpc::{Served, bind, tcp};
+use grpc::{Served, bind, serve_grpc};
 use parts::{
     JOIN_TIMEOUT, Loaded, start_engine, start_gateway, start_in_process, start_metrics, start_tokenizer,
 };
@@ -75,9 +74,8 @@ pub(crate) async fn gateway(process: Arc<Process>) -> anyhow::Result<Failure> {
     let settings = &process.settings;
     let http = bind(settings, settings.port, "--port").await?;
     let banner = Banner::new(&http, "OpenAI API")?;
-    let tokenizer = settings.tokenizer.as_deref().unwrap_or(DEFAULT_TOKENIZER);
-    let text =
-        fused_transport::connect_balanced(tokenizer, &process.lifecycle).context("setting tokenizer")?;
+    let urls = one_or(&settings.tokenizer, DEFAULT_TOKENIZER);
+    let text = follow(&urls, &process.lifecycle).context("setting tokenizer")?;
     start_gateway(&process, text, http).await?;
     banner.print()?;
     Ok(Box::pin(std::future::pending()))
@@ -88,17 +86,12 @@ pub(crate) async fn tokenizer(process: Arc<Process>) -> anyhow::Result<Failure> 
     let settings = &process.settings;
     let grpc = bind(settings, settings.grpc_port.unwrap_or(TOKENIZER_GRPC_PORT), "--grpc-port").await?;
     let mut banner = Banner::new(&grpc, "text API, gRPC")?;
-    let urls = match settings.engine.as_slice() {
-        [] => vec![DEFAULT_ENGINE.to_owned()],
-        urls => urls.to_vec(),
-    };
-    let engines = engines::follow(&urls, &process.lifecycle).context("setting engine")?;
+    let urls = one_or(&settings.engine, DEFAULT_ENGINE);
+    let engines = follow(&urls, &process.lifecycle).context("setting engine")?;
     let loaded = Loaded::new(settings, Wanted::NoWeights).await?;
     let tokenizer = start_tokenizer(&process, &loaded, engines)?;
     let routes = Served::new(&process).with_text(&tokenizer).routes();
-    process
-        .lifecycle
-        .spawn("tokenizer gRPC server", serve_grpc(tcp(grpc), routes, process.lifecycle.clone()));
+    process.lifecycle.spawn("tokenizer gRPC server", serve_grpc(grpc, routes, process.lifecycle.clone()));
     start_metrics(&process, &mut banner).await?;
     banner.print()?;
     Ok(Box::pin(std::future::pending()))
@@ -111,8 +104,13 @@ pub(crate) async fn engine(process: Arc<Process>) -> anyhow::Result<Failure> {
     let mut banner = Banner::new(&grpc, "token API, gRPC")?;
     let engine = start_engine(&process, Loaded::new(settings, Wanted::Everything).await?).await?;
     let routes = Served::new(&process).with_engine(&engine).routes();
-    process.lifecycle.spawn("engine gRPC server", serve_grpc(tcp(grpc), routes, process.lifecycle.clone()));
+    process.lifecycle.spawn("engine gRPC server", serve_grpc(grpc, routes, process.lifecycle.clone()));
     start_metrics(&process, &mut banner).await?;
     banner.print()?;
     Ok(Box::pin(engine.failed()))
+}
+
+/// The URLs that are set, or the default one.
+fn one_or(urls: &[String], default: &str) -> Vec<String> {
+    if urls.is_empty() { vec![default.to_owned()] } else { urls.to_vec() }
 }

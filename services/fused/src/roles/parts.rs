@@ -7,19 +7,21 @@ use axum::routing::get;
 use fused_checkpoint::{ModelFiles, Wanted};
 use fused_engine::Engine;
 use fused_gateway::{ApiKeys, Gateway};
+use fused_lifecycle::Lifecycle;
 use fused_settings::Settings;
-use fused_tokenizer::{EngineEndpoint, Readiness, Tokenizer};
+use fused_tokenizer::{Readiness, Tokenizer};
+use fused_transport::{Limits, Replica};
 use fused_vocabulary::PatchVocabulary;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::Channel;
+use tonic::service::Routes;
 
 use super::banner::Banner;
 use super::device::Device;
 use super::engine_config::engine_config;
-use super::grpc::{Served, bind, serve_grpc, tcp};
+use super::grpc::{Served, bind, serve_grpc};
+use crate::model;
 use crate::process::{Failure, Process};
-use crate::{http_server, model};
 
 /// How long the parts of one process may take to find each other.
 pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +65,7 @@ pub(crate) async fn start_engine(process: &Arc<Process>, loaded: Loaded) -> anyh
 pub(crate) fn start_tokenizer(
     process: &Process,
     loaded: &Loaded,
-    engines: watch::Receiver<Vec<EngineEndpoint>>,
+    engines: watch::Receiver<Vec<Replica>>,
 ) -> anyhow::Result<Tokenizer> {
     let settings = &process.settings;
     let config = fused_tokenizer::Config {
@@ -80,7 +82,7 @@ pub(crate) fn start_tokenizer(
 /// Starts a gateway on a socket.
 pub(crate) async fn start_gateway(
     process: &Process,
-    text: Channel,
+    text: watch::Receiver<Vec<Replica>>,
     listener: TcpListener,
 ) -> anyhow::Result<Gateway> {
     let settings = &process.settings;
@@ -97,29 +99,24 @@ pub(crate) async fn start_gateway(
         ..fused_gateway::Config::default()
     };
     let gateway = Gateway::new(config, text, &process.lifecycle);
-    let server = http_server::serve(listener, gateway.router(), process.lifecycle.clone());
+    let limits = Limits::http(Duration::from_secs(settings.http_keep_alive_s));
+    let server = fused_transport::serve(listener, gateway.router(), limits, process.lifecycle.clone());
     process.lifecycle.spawn("HTTP server", server);
     Ok(gateway)
 }
 
-/// Tokenizer and engine of one process, and the channel to the tokenizer; with `grpc`, both also on a socket.
+/// Tokenizer and engine of one process, and the way to the tokenizer; with `grpc`, both also on a socket.
 pub(crate) async fn start_in_process(
     process: &Arc<Process>,
     loaded: Loaded,
     grpc: Option<TcpListener>,
     banner: &mut Banner,
-) -> anyhow::Result<(Channel, Failure)> {
+) -> anyhow::Result<(watch::Receiver<Vec<Replica>>, Failure)> {
     let lifecycle = &process.lifecycle;
     let engine = start_engine(process, loaded.clone()).await?;
-    let (channel, connections) = fused_transport::in_memory();
-    let routes = Served::new(process).with_engine(&engine).routes();
-    lifecycle.spawn("engine server", serve_grpc(connections, routes, lifecycle.clone()));
-
-    let endpoint = EngineEndpoint { name: "in-process".to_owned(), channel };
-    let tokenizer = start_tokenizer(process, &loaded, watch::channel(vec![endpoint]).1)?;
-    let (text, connections) = fused_transport::in_memory();
-    let routes = Served::new(process).with_text(&tokenizer).routes();
-    lifecycle.spawn("tokenizer server", serve_grpc(connections, routes, lifecycle.clone()));
+    let engines = in_process(Served::new(process).with_engine(&engine).routes(), lifecycle);
+    let tokenizer = start_tokenizer(process, &loaded, engines)?;
+    let text = in_process(Served::new(process).with_text(&tokenizer).routes(), lifecycle);
     let mut ready = tokenizer.ready();
     let joined = tokio::time::timeout(JOIN_TIMEOUT, ready.wait_for(|ready| *ready == Readiness::Ready)).await;
     if joined.is_err() {
@@ -129,9 +126,15 @@ pub(crate) async fn start_in_process(
     if let Some(listener) = grpc {
         banner.add(&listener, "text and token API, gRPC")?;
         let routes = Served::new(process).with_text(&tokenizer).with_engine(&engine).routes();
-        lifecycle.spawn("gRPC server", serve_grpc(tcp(listener), routes, lifecycle.clone()));
+        lifecycle.spawn("gRPC server", serve_grpc(listener, routes, lifecycle.clone()));
     }
     Ok((text, Box::pin(engine.failed())))
+}
+
+/// The one replica of a service of this process.
+fn in_process(routes: Routes, lifecycle: &Lifecycle) -> watch::Receiver<Vec<Replica>> {
+    let channel = fused_transport::in_process(routes, lifecycle);
+    watch::channel(vec![Replica { name: "in-process".to_owned(), channel }]).1
 }
 
 /// Serves /metrics and /health of a service that has no HTTP of its own, where a port is set.
@@ -143,9 +146,9 @@ pub(crate) async fn start_metrics(process: &Process, banner: &mut Banner) -> any
     let router = Router::new()
         .route("/metrics", get(move || std::future::ready(metrics.render())))
         .route("/health", get(|| std::future::ready(())));
-    process
-        .lifecycle
-        .spawn("metrics server", http_server::serve(listener, router, process.lifecycle.clone()));
+    let limits = Limits::http(Duration::from_secs(process.settings.http_keep_alive_s));
+    let server = fused_transport::serve(listener, router, limits, process.lifecycle.clone());
+    process.lifecycle.spawn("metrics server", server);
     Ok(())
 }
 

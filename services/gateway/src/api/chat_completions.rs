@@ -44,7 +44,7 @@ pub(super) async fn create(
         timeout: shared.config.request_timeout,
         group_id: None,
     });
-    let generation = Generation::start(&shared.backend.client(), vec![call], names, body.into_share());
+    let generation = Generation::start(&shared.backend, vec![call], names, body.into_share());
     match parameters.stream {
         Some(usage) => {
             let keep_alive = shared.config.keep_alive_interval;

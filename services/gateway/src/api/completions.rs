@@ -54,8 +54,8 @@ pub(super) async fn create(
             group_id: (num_prompts > 1).then(|| context.unique_id.to_string()),
         })
     });
-    let client = shared.backend.client();
-    let generation = Generation::start(&client, calls.collect(), FieldNames::COMPLETIONS, body.into_share());
+    let generation =
+        Generation::start(&shared.backend, calls.collect(), FieldNames::COMPLETIONS, body.into_share());
     match parameters.stream {
         Some(usage) => {
             let keep_alive = shared.config.keep_alive_interval;

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::parameters::ignore_rest;
 use crate::admission::JsonBody;
-use crate::backend::traced;
 use crate::error::{Failure, Result};
 use crate::field_names::FieldNames;
 use crate::fields::missing;
@@ -27,13 +26,13 @@ pub(super) async fn detokenize(
     body: JsonBody,
 ) -> Result<Json<Detokenized>> {
     let mut fields = body.fields()?;
-    let request = traced(DetokenizeRequest {
+    let request = DetokenizeRequest {
         model: fields.take("model")?,
         token_ids: fields.array("tokens")?.ok_or_else(|| missing("tokens"))?,
         skip_special_tokens: fields.take("skip_special_tokens")?,
-    });
+    };
     ignore_rest(&mut fields);
-    let answered = shared.backend.client().detokenize(request).await;
-    let detokenized = answered.map_err(|status| Failure(NAMES.rename(status.into())))?.into_inner();
+    let answered = shared.backend.call(request, async |mut client, request| client.detokenize(request).await);
+    let detokenized = answered.await.map_err(|error| Failure(NAMES.rename(error)))?;
     Ok(Json(Detokenized { prompt: detokenized.text.unwrap_or_default() }))
 }

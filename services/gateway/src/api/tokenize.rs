@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::conversation::chat;
 use super::parameters::ignore_rest;
 use crate::admission::JsonBody;
-use crate::backend::traced;
 use crate::error::{Failure, Result};
 use crate::field_names::FieldNames;
 use crate::fields::missing;
@@ -40,13 +39,13 @@ pub(super) async fn tokenize(State(shared): State<Arc<Shared>>, body: JsonBody) 
     let add_special_tokens = fields.take("add_special_tokens")?;
     let has_strings = fields.take("return_token_strs")?.unwrap_or(false);
     ignore_rest(&mut fields);
-    let request = traced(TokenizeRequest {
+    let request = TokenizeRequest {
         model,
         prompt: Some(Prompt { prompt: Some(prompt), add_special_tokens }),
         return_token_texts: Some(has_strings),
-    });
-    let answered = shared.backend.client().tokenize(request).await;
-    let tokenized = answered.map_err(|status| Failure(names.rename(status.into())))?.into_inner();
+    };
+    let answered = shared.backend.call(request, async |mut client, request| client.tokenize(request).await);
+    let tokenized = answered.await.map_err(|error| Failure(names.rename(error)))?;
     Ok(Json(Tokenized {
         count: tokenized.token_ids.len(),
         max_model_len: tokenized.max_model_len,

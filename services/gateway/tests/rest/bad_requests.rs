@@ -405,8 +405,9 @@ async fn refusals_of_the_text_service_keep_their_code_and_field() {
         let failing =
             move |_: &_| Script { refusal: None, messages: vec![], end: End::Failure(error.clone()) };
         for fake in [Fake::new(refusing), Fake::new(failing)] {
-            let rig = Rig::new(Config::default(), fake);
             for body in [r#"{"prompt": "a"}"#, r#"{"prompt": "a", "stream": true}"#] {
+                // Each its own: one that is shutting down is not asked twice.
+                let rig = Rig::new(Config::default(), fake.clone());
                 let reply = rig.send(post(COMPLETIONS, body)).await;
                 check(&reply, status, code.name(), Some("prompt"), "what to change");
                 let retry_after =

@@ -120,7 +120,5 @@ async fn draining_refuses_work_and_only_work() {
         assert_eq!(rig.get(path).await.status, StatusCode::OK, "{path}");
     }
     assert_eq!(rig.lifecycle.num_requests(), 0);
-    let late = rig.lifecycle.shut_down(Duration::from_secs(1), Duration::from_secs(1)).await;
-    // The fake's server has no end of its own; the gateway's task must have ended.
-    assert_eq!(late.unwrap_err().names, ["fake"]);
+    rig.lifecycle.shut_down(Duration::from_secs(1), Duration::from_secs(1)).await.unwrap();
 }

@@ -5,9 +5,13 @@ use axum::body::{Body, to_bytes};
 use fused_gateway::{Config, Gateway};
 use fused_lifecycle::Lifecycle;
 use fused_proto::text::v1::text_generation_server::TextGenerationServer;
+use fused_transport::Replica;
+use futures_util::FutureExt;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::Value;
+use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt;
@@ -36,13 +40,15 @@ impl Rig {
 
     pub(crate) fn new(config: Config, fake: Fake) -> Self {
         let lifecycle = Lifecycle::new();
-        let (channel, listener) = fused_transport::in_memory();
         let (health, health_service) = tonic_health::server::health_reporter();
-        let service = TextGenerationServer::new(fake.clone());
-        let serving = fused_transport::server().add_service(service).add_service(health_service);
-        lifecycle.spawn("fake", async move { serving.serve_with_incoming(listener).await });
-        let router = Gateway::new(config, channel, &lifecycle).router();
-        Self { router, fake, lifecycle, health }
+        let routes = Routes::new(TextGenerationServer::new(fake.clone())).add_service(health_service);
+        let channel = fused_transport::in_process(routes, &lifecycle);
+        let replicas = vec![Replica { name: "fake".to_owned(), channel }];
+        let router = Gateway::new(config, watch::channel(replicas).1, &lifecycle).router();
+        let rig = Self { router, fake, lifecycle, health };
+        // Nobody else has the health yet, so that there is nothing to wait for.
+        rig.set_ready(ServingStatus::Serving).now_or_never().unwrap();
+        rig
     }
 
     pub(crate) async fn set_ready(&self, status: ServingStatus) {

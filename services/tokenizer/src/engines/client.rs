@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use fused_proto::common::v1::{
     LogprobParams, ModelInfo, SamplingParams, StoppingParams, Timings, TokenLogprobs,
 };
@@ -11,13 +9,13 @@ use fused_proto::engine::v1::{
     FinishInfo, FinishSequence, GenerateOpening, GenerateRequest, GenerateResponse, GetModelRequest,
     PromptChunk, PromptInfo,
 };
-use fused_status::{Code, Error, Result};
+use fused_status::{Error, Result};
+use fused_transport::{Channel, Failed, Lease, Load};
 use fused_vocabulary::{Fingerprint, TokenId};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
-use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tokio::time::Instant;
+use tonic::{Request, Streaming};
 use tracing::Span;
 
 use crate::detokenize::{Logprobs, SampledToken};
@@ -25,11 +23,8 @@ use crate::prompt_ids::PromptIds;
 
 /// The largest message from an engine: a long prompt's log-probabilities come in one.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// How long an engine may take to say which model it has.
-const MODEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Metadata that every answer of a service of ours carries; one without it is from the transport.
-const CODE_KEY: &str = "fused-code";
-
+/// The longest id that an engine takes.
+const MAX_ID_BYTES: usize = 128;
 /// What the engine is asked to do, as it came from the caller: carried here unread, checked by the engine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Parameters {
@@ -94,19 +89,6 @@ pub(crate) enum Matched {
     StopString(String),
 }
 
-/// Why a request has no engine's stream.
-#[derive(Debug)]
-pub(super) enum NotTaken {
-    /// The engine cannot be reached, or says that it is going: nobody should be sent there.
-    Lost(Error),
-    /// The engine's answer to this one request; the engine is as good as before.
-    Refused(Error),
-}
-
-/// Talks to one engine.
-#[derive(Clone, Debug)]
-pub(super) struct Client(EngineClient<Channel>);
-
 /// An engine's answers to one request. Dropping it cancels the request there.
 #[derive(Debug)]
 pub(crate) struct EngineStream {
@@ -115,57 +97,46 @@ pub(crate) struct EngineStream {
     /// Which sequences the engine is to end, behind the prompt on their way to it; none where there is one only, which ends
     /// with the stream.
     finishes: Option<mpsc::Sender<u32>>,
-    _load: super::fleet::Load,
+    _load: Load,
 }
 
-impl Client {
-    pub(super) fn new(channel: Channel) -> Self {
-        Self(EngineClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
-    }
+fn client(channel: Channel) -> EngineClient<Channel> {
+    EngineClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
 
-    /// Which model the engine has.
-    pub(super) async fn model(&self) -> Result<ModelInfo> {
-        let mut client = self.0.clone();
-        match timeout(MODEL_TIMEOUT, client.get_model(GetModelRequest {})).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| error(&status)),
-            Err(elapsed) => {
-                Err(Error::new(Code::Unavailable, "the engine did not answer").with_cause(&elapsed))
-            }
-        }
-    }
+/// Which model an engine has.
+pub(super) async fn model(channel: Channel) -> Result<ModelInfo> {
+    Ok(client(channel).get_model(GetModelRequest {}).await?.into_inner())
+}
 
-    /// Sends a request and waits for the first answer, which comes when the prompt has been processed.
-    pub(super) async fn generate(
-        &self,
-        request: &EngineRequest,
-        load: super::fleet::Load,
-    ) -> std::result::Result<(EngineStream, PromptAnswer), NotTaken> {
-        // A place for each, so that nobody waits.
-        let (finishes, finished) = match request.num_sequences {
-            0 | 1 => (None, None),
-            several => Some(mpsc::channel(several)).unzip(),
-        };
-        let mut outgoing = Request::new(messages(request, finished));
-        fused_telemetry::grpc::inject(&Span::current(), outgoing.metadata_mut());
-        let answer = self.0.clone().generate(outgoing).await.map_err(|status| not_taken(&status))?;
-        let mut messages = answer.into_inner();
-        let first = messages.message().await.map_err(|status| not_taken(&status))?;
-        match first.and_then(|answer| answer.message) {
-            Some(Received::PromptInfo(info)) => {
-                let prompt = prompt_answer(info, request.prompt.len()).map_err(NotTaken::Refused)?;
-                let num_sequences = request.num_sequences;
-                Ok((EngineStream { messages, num_sequences, finishes, _load: load }, prompt))
-            }
-            Some(_) => Err(NotTaken::Refused(broken("its first answer is not about the prompt"))),
-            None => Err(NotTaken::Lost(lost("the engine ended the stream before its first answer"))),
+/// Sends a request and waits for the first answer, which comes when the prompt has been processed.
+pub(super) async fn generate(
+    request: &EngineRequest,
+    lease: Lease,
+) -> std::result::Result<(EngineStream, PromptAnswer), Failed> {
+    let Lease { channel, load, attempt } = lease;
+    // A place for each, so that nobody waits.
+    let (finishes, finished) = match request.num_sequences {
+        0 | 1 => (None, None),
+        several => Some(mpsc::channel(several)).unzip(),
+    };
+    let mut outgoing = Request::new(messages(request, attempt, finished));
+    fused_telemetry::grpc::inject(&Span::current(), outgoing.metadata_mut());
+    let mut messages = client(channel).generate(outgoing).await?.into_inner();
+    match messages.message().await?.ok_or_else(Failed::ended_early)?.message {
+        Some(Received::PromptInfo(info)) => {
+            let prompt = prompt_answer(info, request.prompt.len())?;
+            let num_sequences = request.num_sequences;
+            Ok((EngineStream { messages, num_sequences, finishes, _load: load }, prompt))
         }
+        _ => Err(broken("a first answer that is not about the prompt").into()),
     }
 }
 
 impl EngineStream {
     /// The next answer; none when the engine has nothing more to say.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>> {
-        match self.messages.message().await.map_err(|status| error(&status))? {
+        match self.messages.message().await? {
             None => Ok(None),
             Some(answer) => match answer.message {
                 Some(Received::Tokens(tokens)) => {
@@ -201,6 +172,7 @@ impl EngineStream {
 /// `finished`: which sequences are to end, once the prompt is sent.
 fn messages(
     request: &EngineRequest,
+    attempt: u32,
     mut finished: Option<mpsc::Receiver<u32>>,
 ) -> impl Stream<Item = GenerateRequest> + Send + use<> {
     let timeout_us = request.deadline.map(|deadline| {
@@ -209,7 +181,7 @@ fn messages(
     });
     let parameters = request.parameters.clone();
     let opening = Sent::Opening(GenerateOpening {
-        request_id: Some(request.id.clone()),
+        request_id: Some(attempt_id(&request.id, attempt)),
         vocabulary_fingerprint: Some(request.vocabulary.to_string()),
         sampling: parameters.sampling,
         stopping: parameters.stopping,
@@ -236,6 +208,16 @@ fn finishes(finished: Option<mpsc::Receiver<u32>>) -> impl Stream<Item = Sent> +
         let idx = finished.recv().await?;
         Some((Sent::Finish(FinishSequence { sequence_idx: Some(idx) }), Some(finished)))
     })
+}
+
+/// The id of an attempt: an engine that has not yet seen the end of an earlier one would refuse the same id.
+fn attempt_id(id: &str, attempt: u32) -> String {
+    if attempt == 0 {
+        return id.to_owned();
+    }
+    let suffix = format!("~{attempt}");
+    let end = id.floor_char_boundary(MAX_ID_BYTES - suffix.len());
+    format!("{}{suffix}", &id[..end])
 }
 
 fn prompt_answer(info: PromptInfo, num_prompt_tokens: usize) -> Result<PromptAnswer> {
@@ -279,33 +261,6 @@ fn finish(info: &FinishInfo) -> Result<Finish> {
     };
     let num_tokens = info.completion_tokens.unwrap_or(0) as usize;
     Ok(Finish { reason, matched, num_tokens, timings: info.timings })
-}
-
-fn not_taken(status: &Status) -> NotTaken {
-    let error = error(status);
-    let is_lost = is_lost_connection(status) || error.code() == Code::ShuttingDown;
-    if is_lost { NotTaken::Lost(error) } else { NotTaken::Refused(error) }
-}
-
-fn error(status: &Status) -> Error {
-    if is_lost_connection(status) {
-        return lost("the connection to the engine was lost").with_cause(status);
-    }
-    Error::from(status)
-}
-
-/// A status that no service of ours made says that the connection is gone, whatever its code.
-fn is_lost_connection(status: &Status) -> bool {
-    use tonic::Code as Grpc;
-    let may_be = matches!(
-        status.code(),
-        Grpc::Unknown | Grpc::Internal | Grpc::Unavailable | Grpc::Cancelled | Grpc::Aborted
-    );
-    may_be && !status.metadata().contains_key(CODE_KEY)
-}
-
-fn lost(what: &str) -> Error {
-    Error::new(Code::Unavailable, format!("{what}; try again"))
 }
 
 /// The engine does not keep the contract.

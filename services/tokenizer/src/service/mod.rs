@@ -104,7 +104,7 @@ impl TextService {
 
     /// The served model, if it is the one asked for.
     fn model(&self, name: Option<&str>) -> Result<Arc<Model>> {
-        let model = self.core.fleet.model()?;
+        let model = self.core.engines.model()?;
         match name {
             Some(name) if name != model.name => {
                 let message = format!("The model `{name}` does not exist");

@@ -1,4 +1,4 @@
-//! An engine that answers what a test wrote down, over real gRPC in memory.
+//! An engine that answers what a test wrote down, over a real socket.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use fused_status::{Code, Error};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt};
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::EngineEndpoint;
+use fused_lifecycle::Lifecycle;
+use fused_transport::{Limits, Replica};
 
 /// One answer.
 #[derive(Clone, Debug)]
@@ -58,7 +59,7 @@ pub(super) enum Seen {
 /// Runs on a runtime of its own, so that it can die with all its connections.
 pub(super) struct FakeEngine {
     runtime: Option<Runtime>,
-    pub(super) endpoint: EngineEndpoint,
+    pub(super) endpoint: Replica,
     pub(super) seen: mpsc::Receiver<Seen>,
     fingerprint: watch::Sender<String>,
 }
@@ -70,13 +71,22 @@ impl FakeEngine {
 
     pub(super) fn with_context(name: &str, fingerprint: &str, steps: Vec<Step>, max_model_len: u32) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (channel, listener) = fused_transport::in_memory();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let channel =
+            fused_transport::connect(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let (sender, seen) = mpsc::channel(64);
         let (fingerprint, current) = watch::channel(fingerprint.to_owned());
         let service = Service { fingerprint: current, steps: steps.into(), seen: sender, max_model_len };
-        let server = Server::builder().add_service(EngineServer::new(service)).serve_with_incoming(listener);
-        runtime.spawn(server);
-        let endpoint = EngineEndpoint { name: name.to_owned(), channel };
+        let (health, health_service) = tonic_health::server::health_reporter();
+        runtime.spawn(async move {
+            health.set_serving::<EngineServer<Service>>().await;
+            let routes = Routes::new(EngineServer::new(service)).add_service(health_service);
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let router = fused_transport::grpc(routes);
+            fused_transport::serve(listener, router, Limits::grpc(), Lifecycle::new()).await;
+        });
+        let endpoint = Replica { name: name.to_owned(), channel };
         Self { runtime: Some(runtime), endpoint, seen, fingerprint }
     }
 

@@ -16,13 +16,14 @@ use fused_proto::text::v1::{
     PromptInfo, RenderChatRequest, StopStrings, TextLogprobs, TokenIds, TokenizeRequest, Usage,
 };
 use fused_status::{Code, Error};
+use fused_transport::{Channel, Replica};
 use fused_vocabulary::{PatchVocabulary, SpecialTokens, Vocabulary};
 use tokio::sync::watch;
 use tonic::Streaming;
-use tonic::transport::{Channel, Server};
+use tonic::service::Routes;
 
 use self::fake_engine::{FakeEngine, Seen, Step, logprobs};
-use crate::{Config, EngineEndpoint, Readiness, Tokenizer};
+use crate::{Config, Readiness, Tokenizer};
 
 /// The demo model's vocabulary with its patch.
 fn vocabulary() -> Vocabulary {
@@ -55,26 +56,22 @@ struct Service {
 
 impl Service {
     /// Starts the tokenizer without waiting for its engines.
-    fn begin(engines: Vec<EngineEndpoint>) -> Self {
+    fn begin(engines: Vec<Replica>) -> Self {
         Self::follow(watch::channel(engines).1)
     }
 
-    fn follow(engines: watch::Receiver<Vec<EngineEndpoint>>) -> Self {
+    fn follow(engines: watch::Receiver<Vec<Replica>>) -> Self {
         let lifecycle = Lifecycle::new();
         let files = ModelFiles::open(&fused_testkit::model_dir("demo-llama-tldr")).unwrap();
         let config = Config { engine_check_interval: Duration::from_millis(20), ..Config::default() };
         let tokenizer = Tokenizer::start(config, &files, Some(patch()), engines, &lifecycle).unwrap();
-        let (channel, listener) = fused_transport::in_memory();
-        let server = Server::builder().add_service(tokenizer.service()).serve_with_incoming(listener);
-        lifecycle.spawn("test-server", async move {
-            let _ = server.await;
-        });
+        let channel = fused_transport::in_process(Routes::new(tokenizer.service()), &lifecycle);
         Self { client: TextGenerationClient::new(channel), tokenizer, lifecycle }
     }
 
     async fn start(engines: &[&FakeEngine]) -> Self {
         let service = Self::begin(engines.iter().map(|engine| engine.endpoint.clone()).collect());
-        while service.tokenizer.core.fleet.num_usable() < engines.len() {
+        while service.tokenizer.core.engines.num_usable() < engines.len() {
             tokio::task::yield_now().await;
         }
         assert_eq!(*service.tokenizer.ready().borrow(), Readiness::Ready);
@@ -464,7 +461,7 @@ async fn an_engine_that_cannot_serve_one_request_is_tried_past_and_not_set_aside
     let service = Service::start(&[&full, &fine]).await;
     for _ in 0..4 {
         assert_eq!(service.run(text("x")).await.unwrap().texts, ["a"]);
-        assert_eq!(service.tokenizer.core.fleet.num_usable(), 2);
+        assert_eq!(service.tokenizer.core.engines.num_usable(), 2);
     }
 }
 
@@ -490,7 +487,7 @@ async fn engines_come_and_go() {
     for (listed, expected) in [(&first, "a"), (&second, "b")] {
         list.send_replace(vec![listed.endpoint.clone()]);
         // The old engine is no longer listed from the moment the new one is looked at.
-        while service.tokenizer.core.fleet.names() != [listed.endpoint.name.clone()] {
+        while service.tokenizer.core.engines.names() != [listed.endpoint.name.clone()] {
             tokio::task::yield_now().await;
         }
         ready.wait_for(|now| *now == Readiness::Ready).await.unwrap();

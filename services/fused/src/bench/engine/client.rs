@@ -10,22 +10,17 @@ use fused_proto::engine::v1::{
     FinishInfo, GenerateOpening, GenerateRequest, GetLoadRequest, PromptChunk, generate_request,
     generate_response,
 };
+use fused_transport::Channel;
 use futures_util::future::try_join_all;
-use tonic::service::RoutesBuilder;
-use tonic::transport::Channel;
+use tonic::service::Routes;
 
 use super::case::Batch;
 use crate::bench::arguments::EngineBench;
 use crate::bench::run::{Request, Run};
-use crate::roles::serve_grpc;
-
-/// Connections over which requests are spread. The frames of one connection pass through one task at either end, which is
-/// less than a GPU makes of a small model.
-const NUM_CONNECTIONS: usize = 8;
 
 /// Sends requests to an engine in this process.
 pub(super) struct Client {
-    connections: Vec<EngineClient<Channel>>,
+    engine: EngineClient<Channel>,
     lifecycle: Lifecycle,
     vocabulary_fingerprint: String,
     vocab_size: usize,
@@ -45,16 +40,10 @@ struct Ready {
 
 impl Client {
     pub(super) fn new(engine: &Engine, arguments: &EngineBench, lifecycle: &Lifecycle) -> Self {
-        let connect = |_| {
-            let (channel, connections) = fused_transport::in_memory();
-            let mut routes = RoutesBuilder::default();
-            routes.add_service(engine.service());
-            lifecycle.spawn("engine server", serve_grpc(connections, routes, lifecycle.clone()));
-            EngineClient::new(channel)
-        };
+        let channel = fused_transport::in_process(Routes::new(engine.service()), lifecycle);
         let model = engine.model_info();
         Self {
-            connections: (0..NUM_CONNECTIONS).map(connect).collect(),
+            engine: EngineClient::new(channel),
             lifecycle: lifecycle.clone(),
             vocabulary_fingerprint: model.vocabulary_fingerprint.clone(),
             vocab_size: model.vocab_size,
@@ -66,8 +55,7 @@ impl Client {
 
     /// Physical memory for keys and values.
     pub(super) async fn kv_bytes(&mut self) -> anyhow::Result<u64> {
-        let Some(engine) = self.connections.first_mut() else { return Ok(0) };
-        Ok(engine.get_load(GetLoadRequest {}).await?.into_inner().kv_bytes_total())
+        Ok(self.engine.get_load(GetLoadRequest {}).await?.into_inner().kv_bytes_total())
     }
 
     /// Sends all requests of a batch at once and waits for their last tokens.
@@ -107,9 +95,8 @@ impl Client {
         let prompt = PromptChunk { token_ids, last: Some(true) };
         let messages =
             [generate_request::Message::Opening(opening), generate_request::Message::Prompt(prompt)];
-        let connection_idx = usize::try_from(number).unwrap_or(0) % self.connections.len();
         Ready {
-            engine: self.connections[connection_idx].clone(),
+            engine: self.engine.clone(),
             messages: messages.map(|message| GenerateRequest { message: Some(message) }),
             num_prompt,
             num_output,

@@ -1,6 +1,6 @@
-//! Which engine a request goes to. Pure: plain data in, an index out.
+//! Which replica a request goes to. Pure: plain data in, an index out.
 
-/// An engine as far as the choice goes.
+/// A replica as far as the choice goes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     /// Its place in the fleet.
