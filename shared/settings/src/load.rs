@@ -14,6 +14,10 @@ const MIN_STREAM_BUFFER: usize = 64;
 /// A body becomes one gRPC message, and those may have 16 MiB.
 const MAX_BODY_BYTES: usize = 15 << 20;
 
+/// Memory for requests: enough for one, and no more than any machine has.
+const MIN_BUFFERED_BYTES: usize = 1 << 20;
+const MAX_BUFFERED_BYTES: usize = 1 << 40;
+
 /// Settings that cannot be used; says which key and where it came from.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -96,6 +100,12 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
     if settings.max_body_bytes > MAX_BODY_BYTES {
         let problem = format!("must be at most {MAX_BODY_BYTES}, not {}", settings.max_body_bytes);
         return Err(SettingsError::OutOfRange { key: "max_body_bytes", problem });
+    }
+    if let Some(max) = settings.max_buffered_bytes
+        && !(MIN_BUFFERED_BYTES..=MAX_BUFFERED_BYTES).contains(&max)
+    {
+        let problem = format!("must be from {MIN_BUFFERED_BYTES} to {MAX_BUFFERED_BYTES}, not {max}");
+        return Err(SettingsError::OutOfRange { key: "max_buffered_bytes", problem });
     }
     if settings.attention_backend != "fa_vattn" {
         return Err(SettingsError::OutOfRange {
