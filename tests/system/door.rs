@@ -54,7 +54,8 @@ async fn long_texts_are_answered_or_refused_within_the_memory_that_is_set() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_are_only_announced_keep_nobody_waiting() {
-    let server = start(&["serve", "--port", "0", "--max-buffered-bytes", "33554432", "--max-requests-in-flight", "8"]);
+    let server =
+        start(&["serve", "--port", "0", "--max-buffered-bytes", "33554432", "--max-requests-in-flight", "8"]);
     let address = server.urls[0].trim_start_matches("http://").to_owned();
     let mut silent = Vec::new();
     for _ in 0..64 {

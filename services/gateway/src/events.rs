@@ -35,11 +35,23 @@ pub(crate) fn describe() {
         "From a streaming request's headers to its first piece of text."
     );
     describe_gauge!("fused_gateway_requests_in_flight", "Requests with work behind them.");
-    describe_gauge!("fused_gateway_tenant_requests_in_flight", "The same by tenant, those whose body still comes too.");
+    describe_gauge!(
+        "fused_gateway_tenant_requests_in_flight",
+        "The same by tenant, those whose body still comes too."
+    );
     describe_counter!("fused_gateway_tenant_requests_total", "Requests let in, by tenant.");
-    describe_counter!("fused_gateway_tenant_refusals_total", "Requests refused, by tenant and the limit reached.");
-    describe_counter!("fused_gateway_tenant_tokens_total", "Tokens by tenant and kind, of requests that have ended.");
-    describe_counter!("fused_gateway_key_reload_failures_total", "Files of keys that were changed and cannot be used.");
+    describe_counter!(
+        "fused_gateway_tenant_refusals_total",
+        "Requests refused, by tenant and the limit reached."
+    );
+    describe_counter!(
+        "fused_gateway_tenant_tokens_total",
+        "Tokens by tenant and kind, of requests that have ended."
+    );
+    describe_counter!(
+        "fused_gateway_key_reload_failures_total",
+        "Files of keys that were changed and cannot be used."
+    );
 }
 
 /// Counts a request in or out of flight.
@@ -57,7 +69,8 @@ pub(crate) fn tenant_in_flight(tenant: &Arc<str>, change: f64) {
 
 /// A tenant is at one of its limits.
 pub(crate) fn tenant_refused(tenant: &Arc<str>, limit: &'static str) {
-    counter!("fused_gateway_tenant_refusals_total", "tenant" => Arc::clone(tenant), "limit" => limit).increment(1);
+    counter!("fused_gateway_tenant_refusals_total", "tenant" => Arc::clone(tenant), "limit" => limit)
+        .increment(1);
 }
 
 /// A tenant's request has ended.

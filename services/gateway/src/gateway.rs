@@ -83,6 +83,11 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .allow_origin(allowed)
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([RETRY_AFTER, RETRY_AFTER_MS, X_REQUEST_ID].into_iter().chain(RATE_LIMIT_HEADERS).collect::<Vec<_>>())
+        .expose_headers(
+            [RETRY_AFTER, RETRY_AFTER_MS, X_REQUEST_ID]
+                .into_iter()
+                .chain(RATE_LIMIT_HEADERS)
+                .collect::<Vec<_>>(),
+        )
         .max_age(PREFLIGHT_MAX_AGE)
 }

@@ -143,7 +143,11 @@ fn count_logprobs(positions: &[TextLogprobs]) -> usize {
 }
 
 /// Refuses what could not be collected.
-pub(crate) fn check_output_logprobs(num_sequences: usize, max_tokens: u32, num_top: u32) -> Result<(), Error> {
+pub(crate) fn check_output_logprobs(
+    num_sequences: usize,
+    max_tokens: u32,
+    num_top: u32,
+) -> Result<(), Error> {
     let num = num_sequences.saturating_mul(max_tokens as usize).saturating_mul(num_top as usize + 1);
     if num <= MAX_OUTPUT_LOGPROBS { Ok(()) } else { Err(too_many_logprobs()) }
 }

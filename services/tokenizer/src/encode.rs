@@ -280,7 +280,13 @@ mod tests {
     }
 
     /// Work that notes its name.
-    fn note(pool: &EncodePool, log: &SyncSender<&'static str>, what: Purpose, num_bytes: usize, name: &'static str) -> Ticket {
+    fn note(
+        pool: &EncodePool,
+        log: &SyncSender<&'static str>,
+        what: Purpose,
+        num_bytes: usize,
+        name: &'static str,
+    ) -> Ticket {
         let log = log.clone();
         pool.spawn(what, num_bytes, 0, move |_, _| log.send(name).unwrap()).unwrap()
     }
@@ -315,7 +321,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_one_requests_fault() {
         let pool = pool(1, 0);
-        let broken = pool.run(Purpose::Generation, LONG_BYTES, 0, |_, _| -> Result<()> { panic!("on purpose") });
+        let broken =
+            pool.run(Purpose::Generation, LONG_BYTES, 0, |_, _| -> Result<()> { panic!("on purpose") });
         assert_eq!(broken.await.err().unwrap().code(), Code::Internal);
         // Nor does it keep the place of long ones.
         assert_eq!(pool.run(Purpose::Generation, LONG_BYTES, 0, |_, _| Ok(1)).await.unwrap().0, 1);
@@ -395,7 +402,10 @@ mod tests {
         for _ in 0..3 {
             let log = log.clone();
             let whole = 1 << 20;
-            drop(pool.spawn(Purpose::Generation, whole, whole, move |_, _| log.send("abandoned").unwrap()).unwrap());
+            drop(
+                pool.spawn(Purpose::Generation, whole, whole, move |_, _| log.send("abandoned").unwrap())
+                    .unwrap(),
+            );
         }
         let _kept = note(&pool, &log, Purpose::Generation, 1, "kept");
         first.release.send(()).unwrap();

@@ -10,8 +10,8 @@ use fused_vocabulary::{Decoder, SpecialText, TokenId, Vocabulary};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Span;
 
-use crate::encode::{Purpose, Worker};
 use crate::detokenize::{Logprobs, Piece, PlacedToken, SampledToken, Sequence};
+use crate::encode::{Purpose, Worker};
 use crate::engines::{EngineRequest, EngineStream, Event, Finish, FinishReason, Matched, Parameters};
 use crate::events::{self, InFlight};
 use crate::prompt::{Prompt, PromptLimit};

@@ -158,7 +158,8 @@ impl PromptEncoder {
             encoded
         };
         let (encoded, mut memory) = pool.run(Purpose::Translation, num_bytes, memory_bytes, work).await?;
-        memory.shrink_to(size_of_val(&*encoded.ids) + encoded.encoded.rendered.as_ref().map_or(0, String::len));
+        memory
+            .shrink_to(size_of_val(&*encoded.ids) + encoded.encoded.rendered.as_ref().map_or(0, String::len));
         Ok((encoded, memory))
     }
 

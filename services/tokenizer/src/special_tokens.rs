@@ -23,8 +23,11 @@ impl Affixes {
         let full = vocabulary.encode("a", SpecialTokens::Add)?.ids;
         let start = full.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
         let (before, rest) = full.split_at(start);
-        let mut affixes =
-            Self { before: before.to_vec(), after: rest.get(bare.len()..).unwrap_or_default().to_vec(), bos: None };
+        let mut affixes = Self {
+            before: before.to_vec(),
+            after: rest.get(bare.len()..).unwrap_or_default().to_vec(),
+            bos: None,
+        };
         affixes.bos = config.bos_token.as_ref().and_then(|token| vocabulary.token_id(token.text()));
 
         if let Some(id) = asked_for(vocabulary, "bos_token", config.bos_token.as_ref(), config.add_bos_token)?

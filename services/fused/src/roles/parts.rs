@@ -180,6 +180,8 @@ fn warn_of_keys(is_open: bool, address: SocketAddr) {
         argument == "--api-key" || argument.starts_with("--api-key=")
     };
     if std::env::args_os().any(|argument| is_flag(&argument)) {
-        tracing::warn!("an API key given by --api-key shows in the process list: use api_key_file or FUSED_API_KEY");
+        tracing::warn!(
+            "an API key given by --api-key shows in the process list: use api_key_file or FUSED_API_KEY"
+        );
     }
 }

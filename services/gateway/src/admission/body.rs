@@ -9,6 +9,8 @@ use futures_util::{Stream, StreamExt};
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, EXPECT};
 use http::request::Parts;
+use tokio::sync::Semaphore;
+use tracing::Span;
 
 use super::memory::{RequestMemory, Share};
 use crate::Config;
@@ -23,6 +25,9 @@ const MAX_DISCARDED_BYTES: usize = 64 << 20;
 /// What is taken at once for a body that announces more.
 const FIRST_BYTES: usize = 64 << 10;
 
+/// From this size on a body is long: parsing a shorter one takes a fraction of a millisecond.
+const LONG_BYTES: usize = 64 << 10;
+
 /// Memory that a body's byte comes to at the most: the body itself, its texts, and the message that they go on in.
 pub(super) const COST_PER_BYTE: usize = 3;
 /// What an item of an array takes beside its text: a number among a prompt's ids, a value.
@@ -35,17 +40,31 @@ const COST_PER_COLON: usize = 96;
 pub(crate) struct JsonBody {
     bytes: Bytes,
     share: Share,
+    parsers: Arc<Semaphore>,
 }
 
 impl JsonBody {
-    /// The fields of the JSON object in it.
-    pub(crate) fn fields(&self) -> Result<Fields<'_>, Error> {
-        Fields::parse(&self.bytes)
-    }
-
-    /// Lets go of the bytes. What was made of them takes their place for as long as the share is held.
-    pub(crate) fn into_share(self) -> Share {
-        self.share
+    /// Makes something of the fields of the JSON object in it, and lets go of the bytes: what was made takes their place
+    /// for as long as the share is held. Parsing a long body takes milliseconds, in which its thread serves nobody else:
+    /// few are parsed at once, on threads of their own.
+    pub(crate) async fn read<T: Send + 'static>(
+        self,
+        read: impl FnOnce(&mut Fields<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<(T, Share), Error> {
+        let parse = move |bytes: &[u8]| read(&mut Fields::parse(bytes)?);
+        let Self { bytes, share, parsers } = self;
+        if bytes.len() < LONG_BYTES {
+            return Ok((parse(&bytes)?, share));
+        }
+        // The semaphore is never closed.
+        let permit = parsers.acquire_owned().await.map_err(|closed| Error::internal(&closed))?;
+        let span = Span::current();
+        let parsing = tokio::task::spawn_blocking(move || {
+            let parsed = span.in_scope(|| parse(&bytes));
+            drop(permit);
+            parsed.map(|parsed| (parsed, share))
+        });
+        parsing.await.map_err(|panic| Error::internal(&panic))?
     }
 }
 
@@ -142,7 +161,7 @@ async fn keep(
         share.grow_by(cost(&chunk))?;
         kept.extend_from_slice(&chunk);
     }
-    Ok(JsonBody { bytes: kept.freeze(), share })
+    Ok(JsonBody { bytes: kept.freeze(), share, parsers: memory.parsers() })
 }
 
 /// The memory that a piece of a body comes to. Punctuation inside of texts counts as well: there is little of it, and
@@ -247,7 +266,7 @@ mod tests {
         let second = announced(2).await.unwrap();
         assert_eq!(announced(1).await.unwrap_err().code(), Code::QueueFull);
         // What was made of a body takes as much as it did.
-        let share = first.into_share();
+        let JsonBody { share, .. } = first;
         assert_eq!(announced(1).await.unwrap_err().code(), Code::QueueFull);
         drop((share, second));
         announced(4).await.unwrap();
@@ -282,7 +301,8 @@ mod tests {
     async fn what_is_only_announced_keeps_nobody_out_and_silence_ends_it() {
         let limits = limits(4096);
         let memory = RequestMemory::new(16 * 4096 * COST_PER_BYTE);
-        let slow = (0..64).map(|_| read(Body::new(Silent { sent: false, announced: 4096 }), &limits, &memory));
+        let slow =
+            (0..64).map(|_| read(Body::new(Silent { sent: false, announced: 4096 }), &limits, &memory));
         let mut slow = Box::pin(futures_util::future::join_all(slow));
         assert!(futures_util::poll!(&mut slow).is_pending());
         // 64 KiB of 192 are taken, not all of them.

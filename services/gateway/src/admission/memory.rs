@@ -14,7 +14,12 @@ const BYTES_PER_PERMIT: usize = 1024;
 pub(crate) struct RequestMemory {
     permits: Arc<Semaphore>,
     max_bytes: usize,
+    /// What parsing takes meanwhile is not counted: few long bodies are parsed at once.
+    parsers: Arc<Semaphore>,
 }
+
+/// Long bodies that are parsed at once.
+const MAX_PARSERS: usize = 2;
 
 /// What one request takes of it. Given back when dropped.
 #[derive(Debug)]
@@ -29,7 +34,12 @@ impl Guard for Share {}
 impl RequestMemory {
     pub(super) fn new(max_bytes: usize) -> Self {
         let num_permits = num_permits(max_bytes).min(Semaphore::MAX_PERMITS);
-        Self { permits: Arc::new(Semaphore::new(num_permits)), max_bytes }
+        let parsers = Arc::new(Semaphore::new(MAX_PARSERS));
+        Self { permits: Arc::new(Semaphore::new(num_permits)), max_bytes, parsers }
+    }
+
+    pub(super) fn parsers(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.parsers)
     }
 
     /// The least share: a request's own.

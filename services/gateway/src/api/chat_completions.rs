@@ -14,8 +14,8 @@ use super::conversation::chat;
 use super::envelope::{Envelope, Names, hold_until_sent};
 use super::finish::{Finish, StopReason};
 use super::logprobs::ChatLogprobs;
-use super::prompts::tokens_estimate;
 use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
+use super::prompts::tokens_estimate;
 use super::usage::{RunningUsage, Usage};
 use crate::admission::JsonBody;
 use crate::auth::Caller;
@@ -37,7 +37,8 @@ pub(super) async fn create(
     Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> error::Result<Response> {
-    let Request { parameters, prompt, num_logprobs, form, names } = Request::from_fields(body.fields()?)?;
+    let (request, share) = body.read(Request::from_fields).await?;
+    let Request { parameters, prompt, num_logprobs, form, names } = request;
     let parameters = parameters.salted_for(&caller);
     let prompt_tokens = prompt.prompt.as_ref().map_or(0, tokens_estimate);
     let meter = caller.meter(1, prompt_tokens, parameters.output_estimate(1))?;
@@ -49,7 +50,7 @@ pub(super) async fn create(
         echo: false,
         timeout: shared.config.request_timeout,
     });
-    let holdings = Holdings { share: body.into_share(), meter };
+    let holdings = Holdings { share, meter };
     let generation = Generation::start(&shared.backend.client(), vec![call], names, holdings);
     match parameters.stream {
         Some(usage) => {
@@ -84,8 +85,7 @@ struct Form {
 }
 
 impl Request {
-    fn from_fields(mut fields: Fields<'_>) -> Result<Self, Error> {
-        let fields = &mut fields;
+    fn from_fields(fields: &mut Fields<'_>) -> Result<Self, Error> {
         fields.refuse_unless_neutral(&[("echo", &["false"])])?;
         let mut parameters = Parameters::from_fields(fields)?;
         // Both are read, so that a wrong one is refused even where the other counts.

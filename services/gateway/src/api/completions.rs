@@ -41,7 +41,8 @@ pub(super) async fn create(
     Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> error::Result<Response> {
-    let request = Request::from_fields(body.fields()?, shared.config.max_prompts)?;
+    let max_prompts = shared.config.max_prompts;
+    let (request, share) = body.read(move |fields| Request::from_fields(fields, max_prompts)).await?;
     let Request { parameters, prompts, add_special_tokens, num_logprobs, form } = request.salted_for(&caller);
     let prompt_tokens = prompts.iter().map(tokens_estimate).sum();
     let meter = caller.meter(prompts.len(), prompt_tokens, parameters.output_estimate(prompts.len()))?;
@@ -59,7 +60,7 @@ pub(super) async fn create(
     });
     let client = shared.backend.client();
     let calls = calls.collect();
-    let holdings = Holdings { share: body.into_share(), meter };
+    let holdings = Holdings { share, meter };
     let generation = Generation::start(&client, calls, FieldNames::COMPLETIONS, holdings);
     match parameters.stream {
         Some(usage) => {
@@ -93,8 +94,7 @@ struct Form {
 }
 
 impl Request {
-    fn from_fields(mut fields: Fields<'_>, max_prompts: usize) -> Result<Self, Error> {
-        let fields = &mut fields;
+    fn from_fields(fields: &mut Fields<'_>, max_prompts: usize) -> Result<Self, Error> {
         let mut parameters = Parameters::from_fields(fields)?;
         let has_echo = fields.take("echo")?.unwrap_or(false);
         let max_tokens = fields.integer("max_tokens", 0..=MAX_U32)?.unwrap_or(DEFAULT_MAX_TOKENS);

@@ -19,7 +19,7 @@ use crate::admission::{JsonBody, Share};
 use crate::backend::traced;
 use crate::error::{Failure, Fault, Result};
 use crate::field_names::FieldNames;
-use crate::fields::missing;
+use crate::fields::{Fields, missing};
 use crate::gateway::Shared;
 
 /// What a running answer takes: a piece of it, as it came and as JSON.
@@ -28,8 +28,7 @@ const RUNNING_BYTES: usize = 512 << 10;
 /// `POST /tokenize`: of `prompt`, or of `messages` as the chat template renders them. The answer to a long text is written
 /// as it comes, and takes no more memory than a short one.
 pub(super) async fn tokenize(State(shared): State<Arc<Shared>>, body: JsonBody) -> Result<Response> {
-    let (request, names) = read(&body)?;
-    let mut share = body.into_share();
+    let ((request, names), mut share) = body.read(read).await?;
     let has_strings = request.return_token_texts();
     let asked = shared.backend.client().tokenize_stream(traced(request)).await;
     let renamed = |status: tonic::Status| Failure(names.rename(status.into()));
@@ -49,17 +48,16 @@ pub(super) async fn tokenize(State(shared): State<Arc<Shared>>, body: JsonBody) 
     Ok(response)
 }
 
-fn read(body: &JsonBody) -> std::result::Result<(TokenizeRequest, FieldNames), Error> {
-    let mut fields = body.fields()?;
+fn read(fields: &mut Fields<'_>) -> std::result::Result<(TokenizeRequest, FieldNames), Error> {
     let model = fields.take("model")?;
     let (prompt, names) = match fields.take("prompt")? {
         Some(text) => (PromptKind::Text(text), FieldNames::COMPLETIONS),
-        None if fields.has("messages") => (PromptKind::Chat(chat(&mut fields)?), FieldNames::CHAT),
+        None if fields.has("messages") => (PromptKind::Chat(chat(fields)?), FieldNames::CHAT),
         None => return Err(missing("prompt")),
     };
     let add_special_tokens = fields.take("add_special_tokens")?;
     let has_strings = fields.take("return_token_strs")?.unwrap_or(false);
-    ignore_rest(&mut fields);
+    ignore_rest(fields);
     let prompt = Some(Prompt { prompt: Some(prompt), add_special_tokens });
     Ok((TokenizeRequest { model, prompt, return_token_texts: Some(has_strings) }, names))
 }

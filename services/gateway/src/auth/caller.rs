@@ -18,14 +18,8 @@ const REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remain
 const RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
 /// What an answer to a tenant with limits says of them, as OpenAI's does.
-pub(crate) const RATE_LIMIT_HEADERS: [HeaderName; 6] = [
-    LIMIT_REQUESTS,
-    REMAINING_REQUESTS,
-    RESET_REQUESTS,
-    LIMIT_TOKENS,
-    REMAINING_TOKENS,
-    RESET_TOKENS,
-];
+pub(crate) const RATE_LIMIT_HEADERS: [HeaderName; 6] =
+    [LIMIT_REQUESTS, REMAINING_REQUESTS, RESET_REQUESTS, LIMIT_TOKENS, REMAINING_TOKENS, RESET_TOKENS];
 
 /// Who sent a request.
 #[derive(Clone, Debug)]
@@ -141,7 +135,8 @@ impl Caller {
 
 fn refusal(tenant: &Tenant, what: &'static str, per_minute: u32, wait: Duration) -> Error {
     events::tenant_refused(&tenant.label, what);
-    let message = format!("this API key has reached its limit of {per_minute} {what} a minute; try again later");
+    let message =
+        format!("this API key has reached its limit of {per_minute} {what} a minute; try again later");
     Error::new(Code::RateLimitExceeded, message).with_retry_after(wait)
 }
 
@@ -204,8 +199,7 @@ impl TokenMeter {
 
     /// Prompt and output tokens. Whoever leaves before a prompt's first answer has set off its work all the same.
     fn totals(&self) -> (u64, u64) {
-        let unheard =
-            if self.has_failed { 0 } else { self.prompt_tokens / self.prompts.len().max(1) as u64 };
+        let unheard = if self.has_failed { 0 } else { self.prompt_tokens / self.prompts.len().max(1) as u64 };
         let prompt = self.prompts.iter().map(|heard| heard.prompt.unwrap_or(unheard)).sum();
         (prompt, self.prompts.iter().map(|heard| heard.output).sum())
     }
@@ -243,7 +237,12 @@ mod tests {
     fn salts_keep_tenants_apart_whatever_they_send() {
         let (first, second) = (caller("a", Limits::default()), caller("b", Limits::default()));
         let own = || Some("x".to_owned());
-        let salts = [first.cache_salt(None), first.cache_salt(own()), second.cache_salt(None), second.cache_salt(own())];
+        let salts = [
+            first.cache_salt(None),
+            first.cache_salt(own()),
+            second.cache_salt(None),
+            second.cache_salt(own()),
+        ];
         for (idx, salt) in salts.iter().enumerate() {
             assert_eq!(salt.as_ref().unwrap().len(), 64);
             assert!(!salts[..idx].contains(salt));
@@ -274,7 +273,8 @@ mod tests {
             // It fills again by a hundred a millisecond.
             assert!((expected..expected + 1_000_000).contains(&room), "{room} is not {expected}");
         };
-        let info = Message::PromptInfo(PromptInfo { prompt_tokens: Some(1_500_000), ..PromptInfo::default() });
+        let info =
+            Message::PromptInfo(PromptInfo { prompt_tokens: Some(1_500_000), ..PromptInfo::default() });
         let mut meter = caller.meter(2, 2_000_000, 4_000_000).unwrap();
         near(0);
         assert!(caller.meter(1, 2_000_000, 0).unwrap_err().retry_after_ms().unwrap() > 10_000);

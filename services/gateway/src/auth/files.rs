@@ -199,8 +199,7 @@ struct TenantEntry {
 }
 
 fn add_tenants(text: &str, all: &mut ApiKeys) -> Result<(), String> {
-    let file: TenantsFile =
-        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let file: TenantsFile = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     if file.tenant.is_empty() {
         return Err("has no tenant: write one [[tenant]] with a name and keys for each".to_owned());
     }
@@ -211,7 +210,9 @@ fn add_tenants(text: &str, all: &mut ApiKeys) -> Result<(), String> {
     for entry in &file.tenant {
         let name = &entry.name;
         if !is_fit(name) {
-            return Err(format!("the tenant's name {name:?} must be 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 - _ ."));
+            return Err(format!(
+                "the tenant's name {name:?} must be 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 - _ ."
+            ));
         }
         if !names.insert(name) {
             return Err(format!("the tenant {name} stands there twice"));
@@ -260,7 +261,9 @@ impl TenantEntry {
         ] {
             if limit == Some(0) {
                 let name = &self.name;
-                return Err(format!("{field} of tenant {name} must be at least 1; leave it out for no limit"));
+                return Err(format!(
+                    "{field} of tenant {name} must be at least 1; leave it out for no limit"
+                ));
             }
         }
         Ok(Limits {

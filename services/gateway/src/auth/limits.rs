@@ -45,7 +45,11 @@ impl Bucket {
     /// How much there is still room for, and how long until all of it is free again.
     pub(super) fn room(&mut self, per_minute: u32, now: Instant) -> (u32, Duration) {
         let level = self.level(per_minute, now);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the limit")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 0 and the limit"
+        )]
         let room = (f64::from(per_minute) - level + EPSILON).max(0.0) as u32;
         (room, time_of(level, per_minute))
     }

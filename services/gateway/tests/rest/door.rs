@@ -113,7 +113,9 @@ async fn bodies_that_do_not_come_take_no_places_and_no_memory() {
     let rig = Rig::new(config, Fake::new(hello));
     let address = serve(&rig).await;
     let head = |len: usize| {
-        format!("POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\r\n")
+        format!(
+            "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\r\n"
+        )
     };
     let mut silent = Vec::new();
     for _ in 0..64 {
@@ -154,7 +156,10 @@ async fn log_probabilities_of_collected_answers_are_bounded_and_count_as_memory(
     assert_eq!(whole.status, StatusCode::OK);
     let small = Rig::new(Config { max_buffered_bytes: 8 << 20, ..Config::default() }, Fake::new(script));
     let reply = small.post(COMPLETIONS, &ask("")).await;
-    assert_eq!((reply.status, &reply.json()["error"]["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &"payload_too_large".into()));
+    assert_eq!(
+        (reply.status, &reply.json()["error"]["code"]),
+        (StatusCode::PAYLOAD_TOO_LARGE, &"payload_too_large".into())
+    );
     // A stream holds nothing, and the memory is free again.
     let streamed = small.post(COMPLETIONS, &ask(r#", "stream": true"#)).await;
     assert!(!streamed.body.contains("error"), "{}", streamed.body);
@@ -200,10 +205,7 @@ async fn cors_only_for_allowed_origins_and_without_a_key() {
         (reply.status, &reply.headers[allow]),
         (StatusCode::OK, &HeaderValue::from_static("https://a.example"))
     );
-    assert_eq!(
-        reply.headers["access-control-allow-headers"],
-        "authorization,x-stainless-os,x-of-tomorrow"
-    );
+    assert_eq!(reply.headers["access-control-allow-headers"], "authorization,x-stainless-os,x-of-tomorrow");
     for method in ["GET", "POST", "DELETE"] {
         let reply = on.send(preflight("https://a.example", method)).await;
         assert_eq!(reply.headers["access-control-allow-methods"], method);
@@ -214,7 +216,10 @@ async fn cors_only_for_allowed_origins_and_without_a_key() {
     let (mut head, body) = request.into_parts();
     head.headers.insert("origin", HeaderValue::from_static("https://a.example"));
     let refused = on.send(Request::from_parts(head, body)).await;
-    assert_eq!((refused.status, &refused.headers[allow]), (StatusCode::UNAUTHORIZED, &"https://a.example".parse().unwrap()));
+    assert_eq!(
+        (refused.status, &refused.headers[allow]),
+        (StatusCode::UNAUTHORIZED, &"https://a.example".parse().unwrap())
+    );
     let exposed = refused.headers["access-control-expose-headers"].to_str().unwrap();
     assert!(exposed.contains("retry-after") && exposed.contains("x-ratelimit-remaining-tokens"), "{exposed}");
     let config = Config { allowed_origins: vec![HeaderValue::from_static("*")], ..Config::default() };

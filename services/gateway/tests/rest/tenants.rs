@@ -152,7 +152,8 @@ async fn becomes(rig: &Rig, key: &str, status: StatusCode) {
 
 #[tokio::test(start_paused = true)]
 async fn changed_files_are_read_again_and_broken_ones_are_not_taken() {
-    let (keys, named) = (file("\u{feff}k-one\n# k-old\n"), file("[[tenant]]\nname = \"a\"\nkeys = [\"k-a\"]\n"));
+    let (keys, named) =
+        (file("\u{feff}k-one\n# k-old\n"), file("[[tenant]]\nname = \"a\"\nkeys = [\"k-a\"]\n"));
     let sources = KeySources {
         keys: vec!["k-flag".to_owned()],
         key_file: Some(keys.path().to_owned()),
@@ -171,14 +172,16 @@ async fn changed_files_are_read_again_and_broken_ones_are_not_taken() {
     std::fs::write(keys.path(), "k-two # of Tuesday\n").unwrap();
     becomes(&rig, "k-two", StatusCode::OK).await;
     assert_eq!(ask(&rig, "k-one").await.status, StatusCode::UNAUTHORIZED);
-    std::fs::write(named.path(), "[[tenant]]\nname = \"a\"\nkeys = [\"k-b\"]\nrequests_per_minute = 0\n").unwrap();
+    std::fs::write(named.path(), "[[tenant]]\nname = \"a\"\nkeys = [\"k-b\"]\nrequests_per_minute = 0\n")
+        .unwrap();
     std::fs::write(keys.path(), "k-three\n").unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     for key in ["k-flag", "k-two", "k-a"] {
         assert_eq!(ask(&rig, key).await.status, StatusCode::OK, "{key}");
     }
     // Well again, and limits that are new count.
-    std::fs::write(named.path(), "[[tenant]]\nname = \"a\"\nkeys = [\"k-b\"]\nrequests_per_minute = 1\n").unwrap();
+    std::fs::write(named.path(), "[[tenant]]\nname = \"a\"\nkeys = [\"k-b\"]\nrequests_per_minute = 1\n")
+        .unwrap();
     becomes(&rig, "k-three", StatusCode::OK).await;
     assert_eq!(ask(&rig, "k-b").await.status, StatusCode::OK);
     assert_eq!(ask(&rig, "k-b").await.status, StatusCode::TOO_MANY_REQUESTS);

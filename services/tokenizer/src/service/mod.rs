@@ -102,7 +102,8 @@ impl TextService {
         }
         let num_bytes = ids.iter().map(|id| self.core.vocabulary.token_bytes(*id).len()).sum::<usize>();
         if num_bytes > MAX_TEXT_BYTES {
-            let message = format!("the tokens' text has {num_bytes} bytes, over {MAX_TEXT_BYTES}: send fewer");
+            let message =
+                format!("the tokens' text has {num_bytes} bytes, over {MAX_TEXT_BYTES}: send fewer");
             return Err(Error::invalid("tokens", message));
         }
         let special = requests::special_text(request.skip_special_tokens());
