@@ -25,8 +25,8 @@ pub struct Config {
     pub max_requests_in_flight: usize,
     /// The largest request body.
     pub max_body_bytes: usize,
-    /// What the bodies of all requests, what is made of them, and answers that are collected may take together; one more is
-    /// refused with 429. It counts until its request has been answered.
+    /// What the bodies of all requests, what is made of them, and answers that are collected may take together, a quarter of it
+    /// only short ones; one more is refused with 429. It counts until its request has been answered.
     pub max_buffered_bytes: usize,
     /// How long a client may take to send its body.
     pub body_read_timeout: Duration,

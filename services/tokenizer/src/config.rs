@@ -9,8 +9,8 @@ pub struct Config {
     pub encode_threads: usize,
     /// Texts waiting for such a thread; one more is refused with 429.
     pub max_waiting_texts: usize,
-    /// What all texts that wait or are encoded, and the tokens of those that are only tokenized, may take together; one
-    /// more is refused with 429.
+    /// What all texts that wait or are encoded, and the tokens of those that are only tokenized, may take together, half of
+    /// it for prompts; one more is refused with 429.
     pub max_text_memory_bytes: usize,
     /// The largest prompt text, after the chat template.
     pub max_prompt_bytes: usize,

@@ -62,6 +62,12 @@ impl Rank {
 pub(crate) struct EncodePool {
     threads: ThreadPool,
     queue: Arc<Queue>,
+    generation: Room,
+    translation: Room,
+}
+
+/// What texts of one purpose have for themselves: however much is tokenized, what is generated from finds room.
+struct Room {
     /// Running or waiting texts.
     places: Arc<Semaphore>,
     memory: TextMemory,
@@ -182,7 +188,7 @@ impl EncodePool {
     pub(crate) fn new(
         num_threads: usize,
         max_waiting: usize,
-        memory: TextMemory,
+        max_memory_bytes: usize,
     ) -> std::result::Result<Self, crate::Error> {
         let num_threads = num_threads.max(1);
         let threads = ThreadPoolBuilder::new()
@@ -191,13 +197,17 @@ impl EncodePool {
             .build()
             .map_err(crate::Error::Threads)?;
         let num_places = num_threads.saturating_add(max_waiting).min(Semaphore::MAX_PERMITS);
+        let room = || Room {
+            places: Arc::new(Semaphore::new(num_places)),
+            memory: TextMemory::new(max_memory_bytes / 2),
+        };
         let queue = Queue { state: Mutex::default(), max_long: (num_threads - 1).max(1) };
-        Ok(Self { threads, queue: Arc::new(queue), places: Arc::new(Semaphore::new(num_places)), memory })
+        Ok(Self { threads, queue: Arc::new(queue), generation: room(), translation: room() })
     }
 
-    /// The memory of all texts.
-    pub(crate) fn memory(&self) -> &TextMemory {
-        &self.memory
+    /// The memory of answers that are tokens or text.
+    pub(crate) fn answer_memory(&self) -> &TextMemory {
+        &self.translation.memory
     }
 
     /// Lets a piece of work run on a thread of the pool, which takes `memory_bytes` for a text of `num_bytes`. A panic in
@@ -213,10 +223,14 @@ impl EncodePool {
         memory_bytes: usize,
         work: impl FnOnce(&Worker<'_>, Place) + Send + 'static,
     ) -> Result<Ticket> {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let room = match purpose {
+            Purpose::Generation => &self.generation,
+            Purpose::Translation => &self.translation,
+        };
+        let Ok(place) = Arc::clone(&room.places).try_acquire_owned() else {
             return Err(Error::new(Code::QueueFull, "too many texts are waiting to be encoded; try again"));
         };
-        let place = Place { _place: place, memory: self.memory.share(memory_bytes)? };
+        let place = Place { _place: place, memory: room.memory.share(memory_bytes)? };
         let rank = Rank::new(purpose, num_bytes);
         let key = self.queue.push(rank, Box::new(move |worker| work(worker, place)));
         let queue = Arc::clone(&self.queue);
@@ -259,7 +273,7 @@ mod tests {
     use super::*;
 
     fn pool(num_threads: usize, max_waiting: usize) -> EncodePool {
-        EncodePool::new(num_threads, max_waiting, TextMemory::new(1 << 20)).unwrap()
+        EncodePool::new(num_threads, max_waiting, 2 << 20).unwrap()
     }
 
     /// Work that begins, says so, and waits to be let go.
@@ -296,13 +310,17 @@ mod tests {
         let pool = pool(1, 1);
         let first = block(&pool, 1);
         first.begun.recv().unwrap();
-        let mut waiting = Box::pin(pool.run(Purpose::Generation, 1, 0, |_, _| Ok(2)));
+        let mut waiting = Box::pin(pool.run(Purpose::Translation, 1, 0, |_, _| Ok(2)));
         assert!(futures_util::poll!(&mut waiting).is_pending());
-        let refused = pool.run(Purpose::Generation, 1, 0, |_, _| Ok(3)).await;
+        let refused = pool.run(Purpose::Translation, 1, 0, |_, _| Ok(3)).await;
         assert_eq!(refused.err().unwrap().code(), Code::QueueFull);
+        // What is generated from has places of its own.
+        let mut other = Box::pin(pool.run(Purpose::Generation, 1, 0, |_, _| Ok(5)));
+        assert!(futures_util::poll!(&mut other).is_pending());
         first.release.send(()).unwrap();
         assert_eq!(waiting.await.unwrap().0, 2);
-        assert_eq!(pool.run(Purpose::Generation, 1, 0, |_, _| Ok(4)).await.unwrap().0, 4);
+        assert_eq!(other.await.unwrap().0, 5);
+        assert_eq!(pool.run(Purpose::Translation, 1, 0, |_, _| Ok(4)).await.unwrap().0, 4);
     }
 
     #[tokio::test]
@@ -312,6 +330,7 @@ mod tests {
         let (_, mut held) = run(600 << 10).await.unwrap();
         assert_eq!(run(600 << 10).await.err().unwrap().code(), Code::QueueFull);
         assert_eq!(run(2 << 20).await.err().unwrap().code(), Code::PayloadTooLarge);
+        pool.run(Purpose::Generation, 1, 1 << 20, |_, _| Ok(())).await.unwrap();
         held.shrink_to(400 << 10);
         let (_, other) = run(600 << 10).await.unwrap();
         drop((held, other));

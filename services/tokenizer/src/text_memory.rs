@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Permits are counted in KiB.
 const BYTES_PER_PERMIT: usize = 1024;
 
-/// The memory that all texts may take together: those that wait to be encoded, and the tokens of those that are.
+/// The memory that texts of one purpose may take together: those that wait to be encoded, and the tokens of those that are.
 #[derive(Debug)]
 pub(crate) struct TextMemory {
     permits: Arc<Semaphore>,

@@ -14,7 +14,6 @@ use crate::encode::EncodePool;
 use crate::engines::{EngineEndpoint, Fleet, Readiness};
 use crate::prompt::PromptEncoder;
 use crate::special_tokens::Affixes;
-use crate::text_memory::TextMemory;
 use crate::tokenizer_config::TokenizerConfig;
 use crate::{Config, Error, TextService, events};
 
@@ -62,8 +61,8 @@ impl Tokenizer {
             affixes: Affixes::load(&vocabulary, &tokenizer_config)?,
             max_prompt_bytes: config.max_prompt_bytes,
         };
-        let memory = TextMemory::new(config.max_text_memory_bytes);
-        let pool = EncodePool::new(config.encode_threads, config.max_waiting_texts, memory)?;
+        let pool =
+            EncodePool::new(config.encode_threads, config.max_waiting_texts, config.max_text_memory_bytes)?;
         let fingerprint = vocabulary.fingerprint();
         let fleet =
             Fleet::start(engines, fingerprint, config.model_name, config.engine_check_interval, lifecycle);

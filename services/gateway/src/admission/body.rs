@@ -97,7 +97,7 @@ pub(super) async fn read_json(
 ) -> Result<JsonBody, Error> {
     let limits = Limits {
         // A body that can never be held is too large, not too early.
-        max_body_bytes: config.max_body_bytes.min(config.max_buffered_bytes / COST_PER_BYTE),
+        max_body_bytes: config.max_body_bytes.min(memory.max_bytes() / COST_PER_BYTE),
         // A client that waits for `100 Continue` sends nothing that would have to be thrown away.
         max_discarded_bytes: if headers.contains_key(EXPECT) { 0 } else { MAX_DISCARDED_BYTES },
         idle_timeout: config.body_idle_timeout,
@@ -236,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_without_a_length_is_cut_off_at_the_limit() {
         let limits = limits(10);
-        let memory = RequestMemory::new(1024);
+        let memory = RequestMemory::new(64 << 10);
         let read = |num_chunks| read(chunked(b"12345", num_chunks), &limits, &memory);
         assert_eq!(read(2).await.unwrap().bytes, "1234512345");
         assert_eq!(read(3).await.unwrap_err().code(), Code::PayloadTooLarge);
@@ -247,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn an_announced_length_over_the_limit_is_refused() {
         let limits = Limits { max_discarded_bytes: 0, ..limits(10) };
-        let memory = RequestMemory::new(1024);
+        let memory = RequestMemory::new(64 << 10);
         let refused = read(Body::from("12345678901"), &limits, &memory).await;
         assert_eq!(refused.unwrap_err().code(), Code::PayloadTooLarge);
     }
@@ -256,7 +256,9 @@ mod tests {
     async fn bodies_share_the_memory_whether_they_say_their_length_or_not() {
         const KIB: &[u8] = &[b' '; 1024];
         let limits = limits(4096);
-        let memory = RequestMemory::new(4096 * COST_PER_BYTE);
+        // Three quarters of it are for long ones, such as these.
+        let memory = RequestMemory::new(4 * 4096);
+        assert_eq!(memory.max_bytes(), 4096 * COST_PER_BYTE);
         let announced = |num_kib: usize| read(Body::from(vec![b' '; 1024 * num_kib]), &limits, &memory);
         let unannounced = |num_kib| read(chunked(KIB, num_kib), &limits, &memory);
         let first = unannounced(2).await.unwrap();
@@ -300,12 +302,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_only_announced_keeps_nobody_out_and_silence_ends_it() {
         let limits = limits(4096);
-        let memory = RequestMemory::new(16 * 4096 * COST_PER_BYTE);
+        let memory = RequestMemory::new(512 << 10);
         let slow =
             (0..64).map(|_| read(Body::new(Silent { sent: false, announced: 4096 }), &limits, &memory));
         let mut slow = Box::pin(futures_util::future::join_all(slow));
         assert!(futures_util::poll!(&mut slow).is_pending());
-        // 64 KiB of 192 are taken, not all of them.
         read(Body::from(vec![b' '; 4096]), &limits, &memory).await.unwrap();
         let started = tokio::time::Instant::now();
         for refused in slow.await {

@@ -80,8 +80,8 @@ async fn one_request_too_many_is_refused_until_one_ends() {
 
 #[tokio::test]
 async fn bodies_are_held_within_a_bound_until_their_requests_end() {
-    // Three bytes of memory for each byte of a body.
-    let config = Config { max_buffered_bytes: 24 << 10, ..Config::default() };
+    // Three bytes of memory for each byte of a body, and a quarter for short ones.
+    let config = Config { max_buffered_bytes: 32 << 10, ..Config::default() };
     let rig = Rig::new(config, Fake::new(endless));
     let stream = format!(r#"{{"prompt": "{}", "stream": true}}"#, "a".repeat(5 << 10));
     let text = format!(r#"{{"prompt": "{}"}}"#, "a".repeat(5 << 10));
@@ -150,7 +150,7 @@ async fn log_probabilities_of_collected_answers_are_bounded_and_count_as_memory(
         Script { refusal: None, messages, end: End::Whole }
     };
     let ask = |rest: &str| format!(r#"{{"prompt": "a", "logprobs": 20{rest}}}"#);
-    let rig = Rig::new(Config { max_buffered_bytes: 16 << 20, ..Config::default() }, Fake::new(script));
+    let rig = Rig::new(Config { max_buffered_bytes: 20 << 20, ..Config::default() }, Fake::new(script));
     // 43,008 of 256 bytes.
     let whole = rig.post(COMPLETIONS, &ask("")).await;
     assert_eq!(whole.status, StatusCode::OK);

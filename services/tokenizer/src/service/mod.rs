@@ -69,7 +69,7 @@ impl TextService {
             );
             return Err(Error::invalid("prompt", message));
         }
-        let _answer = self.core.pool.memory().share(pieces.num_memory_bytes())?;
+        let _answer = self.core.pool.answer_memory().share(pieces.num_memory_bytes())?;
         Ok(pieces.whole())
     }
 
