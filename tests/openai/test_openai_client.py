@@ -298,7 +298,7 @@ class Errors(Case):
             "n": {"n": 0},
             "stop": {"stop": [""]},
             "logprobs": {"logprobs": 99},
-            "prompt": {"prompt": ""},
+            "prompt": {"prompt": []},
             "cache_salt": {"extra_body": {"cache_salt": ""}},
             "priority": {"extra_body": {"priority": "high"}},
         }.items():

@@ -30,7 +30,7 @@ fn table() -> Vec<Row> {
     vec![
         row(completions, prompt("model", json!("gpt-9")), 404, "model_not_found", "model"),
         row(completions, json!({"max_tokens": 1}), 400, invalid, "prompt"),
-        row(completions, json!({"prompt": ""}), 400, invalid, "prompt"),
+        row(completions, json!({"prompt": []}), 400, invalid, "prompt"),
         row(completions, json!({"prompt": []}), 400, invalid, "prompt"),
         row(completions, json!({"prompt": {"text": "x"}}), 400, invalid, "prompt"),
         row(completions, json!({"prompt": [1, 2, 99_999_999]}), 400, invalid, "prompt"),

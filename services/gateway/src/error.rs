@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     NoSuchSequence { sequence_idx: u32, num_sequences: u32 },
     #[error("an answer could not be written as JSON")]
     Unwritable(#[from] serde_json::Error),
+    #[error("a request reached its handler without its body")]
+    NoBody,
     #[error("a handler panicked: {0}")]
     Panicked(String),
 }

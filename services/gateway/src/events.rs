@@ -1,5 +1,6 @@
 //! The gateway's log lines and metrics. Requests are counted, never tokens.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fused_status::Error;
@@ -36,11 +37,60 @@ pub(crate) fn describe() {
     describe_gauge!("fused_gateway_requests_in_flight", "Requests with work behind them.");
     describe_gauge!("fused_gateway_tokenizers_usable", "Tokenizers that requests can go to.");
     describe_counter!("fused_gateway_tokenizer_retries_total", "Requests sent a second time.");
+    describe_gauge!(
+        "fused_gateway_tenant_requests_in_flight",
+        "The same by tenant, those whose body still comes too."
+    );
+    describe_counter!("fused_gateway_tenant_requests_total", "Requests let in, by tenant.");
+    describe_counter!(
+        "fused_gateway_tenant_refusals_total",
+        "Requests refused, by tenant and the limit reached."
+    );
+    describe_counter!(
+        "fused_gateway_tenant_tokens_total",
+        "Tokens by tenant and kind, of requests that have ended."
+    );
+    describe_counter!(
+        "fused_gateway_key_reload_failures_total",
+        "Files of keys that were changed and cannot be used."
+    );
 }
 
 /// Counts a request in or out of flight.
 pub(crate) fn in_flight(change: f64) {
     gauge!("fused_gateway_requests_in_flight").increment(change);
+}
+
+/// Counts a tenant's request in or out of flight. Tenants are the operator's to name, so labels are bounded by the file.
+pub(crate) fn tenant_in_flight(tenant: &Arc<str>, change: f64) {
+    gauge!("fused_gateway_tenant_requests_in_flight", "tenant" => Arc::clone(tenant)).increment(change);
+    if change > 0.0 {
+        counter!("fused_gateway_tenant_requests_total", "tenant" => Arc::clone(tenant)).increment(1);
+    }
+}
+
+/// A tenant is at one of its limits.
+pub(crate) fn tenant_refused(tenant: &Arc<str>, limit: &'static str) {
+    counter!("fused_gateway_tenant_refusals_total", "tenant" => Arc::clone(tenant), "limit" => limit)
+        .increment(1);
+}
+
+/// A tenant's request has ended.
+pub(crate) fn tenant_tokens(tenant: &Arc<str>, prompt: u64, output: u64) {
+    const NAME: &str = "fused_gateway_tenant_tokens_total";
+    counter!(NAME, "tenant" => Arc::clone(tenant), "kind" => "prompt").increment(prompt);
+    counter!(NAME, "tenant" => Arc::clone(tenant), "kind" => "completion").increment(output);
+}
+
+/// Files of keys have changed.
+pub(crate) fn keys_reloaded(num_keys: usize) {
+    info!(keys = num_keys, "API keys read again");
+}
+
+/// Files of keys have changed and cannot be used.
+pub(crate) fn keys_refused(problem: &str) {
+    counter!("fused_gateway_key_reload_failures_total").increment(1);
+    warn!(problem, "the changed API keys cannot be used; those from before stay");
 }
 
 /// Counts a request whose answer has ended; `status` is `None` where the client went away before.

@@ -1,15 +1,17 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use fused_lifecycle::Lifecycle;
 use fused_transport::Replica;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Method};
+use http::HeaderValue;
+use http::header::RETRY_AFTER;
 use tokio::sync::watch;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use crate::admission::Admission;
+use crate::auth::{KeyRing, RATE_LIMIT_HEADERS};
 use crate::backend::Backend;
 use crate::error::RETRY_AFTER_MS;
 use crate::identity::{RequestIds, X_REQUEST_ID};
@@ -24,6 +26,7 @@ pub struct Gateway {
 /// What every request needs.
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) keys: Arc<KeyRing>,
     pub(crate) backend: Backend,
     pub(crate) admission: Admission,
     pub(crate) lifecycle: Lifecycle,
@@ -36,8 +39,10 @@ impl Gateway {
         events::describe();
         let backend = Backend::start(text, lifecycle);
         let admission = Admission::new(&config, lifecycle.clone());
+        let keys = Arc::new(KeyRing::new(config.api_keys.clone()));
+        config.key_sources.clone().follow(Arc::clone(&keys), lifecycle);
         let lifecycle = lifecycle.clone();
-        Self { shared: Arc::new(Shared { config, backend, admission, lifecycle }) }
+        Self { shared: Arc::new(Shared { config, keys, backend, admission, lifecycle }) }
     }
 
     /// Waits until a text service behind is ready.
@@ -61,7 +66,11 @@ impl Gateway {
     }
 }
 
-/// Stands outside `auth`: a browser's preflight request carries no key.
+/// How long a browser need not ask again.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
+
+/// Stands outside `auth`: a browser's preflight request carries no key. What headers it asks for is allowed: SDKs send
+/// many of their own, and the key alone decides what a page may do.
 fn cors(origins: &[HeaderValue]) -> CorsLayer {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
@@ -70,7 +79,13 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, X_REQUEST_ID])
-        .expose_headers([RETRY_AFTER, RETRY_AFTER_MS, X_REQUEST_ID])
+        .allow_methods(AllowMethods::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(
+            [RETRY_AFTER, RETRY_AFTER_MS, X_REQUEST_ID]
+                .into_iter()
+                .chain(RATE_LIMIT_HEADERS)
+                .collect::<Vec<_>>(),
+        )
+        .max_age(PREFLIGHT_MAX_AGE)
 }

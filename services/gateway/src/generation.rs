@@ -1,19 +1,27 @@
 //! The calls of one request to the text service: one a prompt, their answers merged as they arrive, or collected.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use fused_proto::text::v1::generate_response::Message;
 use fused_proto::text::v1::{FinishInfo, GenerateRequest, PromptInfo, TextIncrement, TextLogprobs, Usage};
-use fused_status::Error;
+use fused_status::{Code, Error};
 use futures_util::stream::{BoxStream, SelectAll, select_all, try_unfold};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
 use crate::admission::Share;
+use crate::auth::TokenMeter;
 use crate::backend::{Answers, Backend, Traced};
 use crate::error::Fault;
 use crate::field_names::FieldNames;
+
+/// Log-probabilities of all outputs of a request whose answer is collected; a stream passes them on.
+pub(crate) const MAX_OUTPUT_LOGPROBS: usize = 1 << 19;
+/// What one of them takes: its token's text and bytes here, and both once more in the answer's JSON.
+const LOGPROB_BYTES: usize = 256;
+/// What a token id takes, here and in the answer's JSON.
+const TOKEN_ID_BYTES: usize = 16;
 
 /// One message of one prompt's call.
 #[derive(Debug)]
@@ -26,8 +34,18 @@ pub(crate) struct Answer {
 pub(crate) struct Generation {
     answers: SelectAll<BoxStream<'static, Result<Answer, Error>>>,
     first: Option<Answer>,
+    num_sequences: u32,
     /// The memory of the request, which its calls hold on to.
-    _share: Share,
+    share: Share,
+    meter: TokenMeter,
+}
+
+/// What a request's calls hold.
+pub(crate) struct Holdings {
+    /// Its memory.
+    pub(crate) share: Share,
+    /// Its tenant's tokens.
+    pub(crate) meter: TokenMeter,
 }
 
 impl Generation {
@@ -36,35 +54,54 @@ impl Generation {
         backend: &Backend,
         requests: Vec<GenerateRequest>,
         names: FieldNames,
-        share: Share,
+        Holdings { share, meter }: Holdings,
     ) -> Self {
+        let num_sequences = requests.first().map_or(1, GenerateRequest::num_sequences);
         let calls = requests.into_iter().enumerate().map(|(prompt_idx, request)| {
             let answers = answers(backend.clone(), prompt_idx, Traced::new(request));
             answers.map_err(move |error| names.rename(error)).boxed()
         });
-        Self { answers: select_all(calls), first: None, _share: share }
+        Self { answers: select_all(calls), first: None, num_sequences, share, meter }
     }
 
     /// Waits for the first answer, because a failure before it still has an HTTP status of its own; but no longer than
     /// `patience`, because a client or a proxy gives up on an answer whose head does not come.
     pub(crate) async fn first_answer(mut self, patience: Duration) -> Result<Self, Error> {
-        if let Ok(Some(first)) = tokio::time::timeout(patience, self.answers.next()).await {
+        if let Ok(Some(first)) = tokio::time::timeout(patience, self.next()).await {
             self.first = Some(first?);
         }
         Ok(self)
     }
 
-    /// Waits for the whole of it: `num_sequences` for each of `num_prompts`.
-    pub(crate) async fn collect(
-        mut self,
-        num_prompts: usize,
-        num_sequences: u32,
-    ) -> Result<Collected, Error> {
-        let mut collected = Collected::new(num_prompts, num_sequences);
+    /// Waits for the whole of it, as many sequences as were asked for of each of `num_prompts`. The memory of the request
+    /// grows with it.
+    pub(crate) async fn collect(mut self, num_prompts: usize) -> Result<(Collected, Share), Error> {
+        let mut collected = Collected::new(num_prompts, self.num_sequences);
+        let mut num_logprobs = 0;
         while let Some(answer) = self.next().await {
-            collected.add(answer?)?;
+            let answer = answer?;
+            if let Message::Text(increment) = &answer.message {
+                num_logprobs += count_logprobs(&increment.logprobs);
+                if num_logprobs > MAX_OUTPUT_LOGPROBS {
+                    return Err(too_many_logprobs());
+                }
+                self.share.grow_by(
+                    2 * increment.text().len()
+                        + TOKEN_ID_BYTES * increment.token_ids.len()
+                        + LOGPROB_BYTES * count_logprobs(&increment.logprobs),
+                )?;
+            }
+            collected.add(answer)?;
         }
-        Ok(collected)
+        Ok((collected, self.share))
+    }
+
+    /// Counts an answer, and takes the memory for a prompt's: every sequence's answer repeats what is told of it.
+    fn account(&mut self, answer: &Answer) -> Result<(), Error> {
+        self.meter.count(answer.prompt_idx, &answer.message);
+        let Message::PromptInfo(info) = &answer.message else { return Ok(()) };
+        let told = 2 * info.text().len() + LOGPROB_BYTES * count_logprobs(&info.logprobs);
+        self.share.grow_by(told.saturating_mul(self.num_sequences as usize))
     }
 
     /// Ends all calls.
@@ -80,9 +117,42 @@ impl Stream for Generation {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.first.take() {
             Some(first) => Poll::Ready(Some(Ok(first))),
-            None => self.answers.poll_next_unpin(cx),
+            None => {
+                let mut answer = ready!(self.answers.poll_next_unpin(cx));
+                if let Some(Ok(heard)) = &answer
+                    && let Err(error) = self.account(heard)
+                {
+                    answer = Some(Err(error));
+                }
+                if matches!(answer, Some(Err(_))) {
+                    self.meter.fail();
+                }
+                Poll::Ready(answer)
+            }
         }
     }
+}
+
+fn count_logprobs(positions: &[TextLogprobs]) -> usize {
+    positions.iter().map(|position| 1 + position.top.len()).sum()
+}
+
+/// Refuses what could not be collected.
+pub(crate) fn check_output_logprobs(
+    num_sequences: usize,
+    max_tokens: u32,
+    num_top: u32,
+) -> Result<(), Error> {
+    let num = num_sequences.saturating_mul(max_tokens as usize).saturating_mul(num_top as usize + 1);
+    if num <= MAX_OUTPUT_LOGPROBS { Ok(()) } else { Err(too_many_logprobs()) }
+}
+
+fn too_many_logprobs() -> Error {
+    let message = format!(
+        "the answer may have over {MAX_OUTPUT_LOGPROBS} log-probabilities, too many to come at once: set \"stream\": true, or \
+         lower the number of log-probabilities, max_tokens or n"
+    );
+    Error::new(Code::InvalidArgument, message)
 }
 
 enum Call {

@@ -4,8 +4,8 @@
 //! says is checked as far as HTTP can tell, translated to `fused.text.v1`, and the answer translated back, whole or as
 //! server-sent events.
 //!
-//! The way of one request: `edge` gives it an id, a span and an end; `auth` asks for the key; `admission` counts
-//! it in and reads its body; `api` has one file a route; `generation` holds its calls to the text service; `sse`
+//! The way of one request: `edge` gives it an id, a span and an end; `auth` asks for the key and knows whose it is;
+//! `admission` reads its body and counts it in; `api` has one file a route; `generation` holds its calls to the text service; `sse`
 //! streams the answer. Whatever fails on the way leaves through `error`. Dropping the response drops the calls, and
 //! that cancels the request everywhere.
 
@@ -24,6 +24,6 @@ mod generation;
 mod identity;
 mod sse;
 
-pub use auth::ApiKeys;
+pub use auth::{ApiKeys, KeyFileError, KeySources};
 pub use config::{Config, RenderMetrics};
 pub use gateway::Gateway;

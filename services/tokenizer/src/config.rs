@@ -9,6 +9,9 @@ pub struct Config {
     pub encode_threads: usize,
     /// Texts waiting for such a thread; one more is refused with 429.
     pub max_waiting_texts: usize,
+    /// What all texts that wait or are encoded, and the tokens of those that are only tokenized, may take together, half of
+    /// it for prompts; one more is refused with 429.
+    pub max_text_memory_bytes: usize,
     /// The largest prompt text, after the chat template.
     pub max_prompt_bytes: usize,
     /// Whether a request may bring a chat template of its own. A template is a program: whoever writes one can make a
@@ -24,6 +27,7 @@ impl Default for Config {
             model_name: None,
             encode_threads: 2,
             max_waiting_texts: 1024,
+            max_text_memory_bytes: 256 << 20,
             max_prompt_bytes: 4 << 20,
             trust_request_chat_template: false,
             engine_check_interval: Duration::from_secs(1),

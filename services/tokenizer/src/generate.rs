@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Span;
 
 use crate::detokenize::{Logprobs, Piece, PlacedToken, SampledToken, Sequence};
+use crate::encode::{Purpose, Worker};
 use crate::engines::{EngineRequest, EngineStream, Event, Finish, FinishReason, Matched, Parameters};
 use crate::events::{self, InFlight};
 use crate::prompt::{Prompt, PromptLimit};
@@ -102,8 +103,12 @@ pub(crate) async fn generate(
     let ids: Arc<[TokenId]> = ids.into();
     let echoed = if request.echo || !answer.logprobs.is_empty() {
         let (vocabulary, ids) = (Arc::clone(&core.vocabulary), Arc::clone(&ids));
-        let place = move || place_prompt(&vocabulary, &ids, answer.logprobs, request.special);
-        within(request.deadline, core.pool.run(place)).await?
+        let num_bytes = size_of_val(&*ids);
+        let place = move |_: &Worker<'_>, _: &dyn Fn() -> bool| {
+            place_prompt(&vocabulary, &ids, answer.logprobs, request.special)
+        };
+        let placed = core.pool.run(Purpose::Generation, num_bytes, num_bytes, place);
+        within(request.deadline, placed).await?.0
     } else {
         Piece::default()
     };

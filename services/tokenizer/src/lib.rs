@@ -19,6 +19,7 @@ mod prompt_ids;
 mod service;
 mod special_tokens;
 mod stop;
+mod text_memory;
 mod tokenizer;
 mod tokenizer_config;
 

@@ -5,13 +5,19 @@ use fused_status::{Code, Error, Result};
 use fused_vocabulary::{SpecialTokens, TokenId, Vocabulary};
 
 use crate::chat_template::{ChatRequest, ChatTemplates, Conversation};
-use crate::encode::EncodePool;
+use crate::encode::{EncodePool, Purpose, Worker};
 use crate::events;
-use crate::prompt_ids::{Encoded, PromptIds, PromptWriter, prompt_ids};
+use crate::prompt_ids::{Encoded, EncodedPrompt, PromptIds, prompt_ids};
 use crate::special_tokens::Affixes;
+use crate::text_memory::TextShare;
 
 /// Text that is encoded between two looks at what has come of it: a millisecond's work.
 const PIECE_BYTES: usize = 16 << 10;
+
+/// Memory that a text's byte comes to at the most: itself, and a token id.
+const BYTES_PER_TEXT_BYTE: usize = 5;
+/// The same of a conversation, which is JSON, then values of the template's, and then a text.
+const BYTES_PER_CHAT_BYTE: usize = 16;
 
 /// What a caller wants continued.
 #[derive(Debug)]
@@ -32,6 +38,40 @@ pub(crate) struct TextPrompt {
 pub(crate) enum TextSource {
     Plain(String),
     Chat(Box<ChatRequest>),
+}
+
+impl TextPrompt {
+    /// The bytes of its text, as far as they are known, and the memory that encoding it takes.
+    fn size(&self) -> (usize, usize) {
+        match &self.source {
+            TextSource::Plain(text) => (text.len(), text.len().saturating_mul(BYTES_PER_TEXT_BYTE)),
+            TextSource::Chat(chat) => {
+                let parts = [&chat.tools, &chat.variables, &chat.template].into_iter().flatten();
+                let num_bytes = chat.messages.iter().chain(parts).map(String::len).sum::<usize>();
+                (num_bytes, num_bytes.saturating_mul(BYTES_PER_CHAT_BYTE))
+            }
+        }
+    }
+}
+
+/// Who hears of a text's ids while it is being encoded.
+pub(crate) trait Listener {
+    /// Takes the next ids.
+    fn extend(&self, ids: &[TokenId]);
+
+    /// Whether nobody waits for them any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// Waits for the whole.
+struct Patient<'a>(&'a dyn Fn() -> bool);
+
+impl Listener for Patient<'_> {
+    fn extend(&self, _: &[TokenId]) {}
+
+    fn is_gone(&self) -> bool {
+        self.0()
+    }
 }
 
 /// How many tokens a prompt may have.
@@ -66,29 +106,71 @@ impl PromptEncoder {
         limit: PromptLimit,
     ) -> Result<PromptIds> {
         let (writer, mut ids) = prompt_ids();
-        match prompt {
+        let _ticket = match prompt {
             Prompt::Tokens(tokens) => {
-                let result = self.take_ids(tokens, limit, &writer);
-                writer.end(result);
+                let taken = self.take_ids(tokens, limit);
+                writer.end(taken);
+                None
             }
             Prompt::Text(prompt) => {
+                if let TextSource::Plain(text) = &prompt.source {
+                    self.check_bytes(text, limit).map_err(|error| error.with_param("prompt"))?;
+                }
                 let encoder = Arc::clone(self);
                 let started = Instant::now();
-                pool.spawn(move |place| {
-                    if !writer.is_abandoned() {
-                        let result = encoder.encode_text(prompt, limit, &writer);
-                        events::encoded(started.elapsed());
-                        drop(place);
-                        writer.end(result);
-                    }
-                })?;
+                let (num_bytes, memory_bytes) = prompt.size();
+                let work = move |worker: &Worker<'_>, place| {
+                    let result = encoder.encode_text(prompt, limit, worker, &writer);
+                    events::encoded(started.elapsed());
+                    drop(place);
+                    writer.end(result);
+                };
+                Some(pool.spawn(Purpose::Generation, num_bytes, memory_bytes, work)?)
             }
-        }
+        };
         ids.begun().await?;
         Ok(ids)
     }
 
-    fn encode_text(&self, prompt: TextPrompt, limit: PromptLimit, writer: &PromptWriter) -> Result<Encoded> {
+    /// Encodes a whole prompt of which nothing is generated, and says what memory its ids take.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub(crate) async fn whole(
+        self: &Arc<Self>,
+        pool: &EncodePool,
+        prompt: Prompt,
+    ) -> Result<(EncodedPrompt, TextShare)> {
+        let (num_bytes, memory_bytes) = match &prompt {
+            Prompt::Text(prompt) => prompt.size(),
+            Prompt::Tokens(ids) => (ids.len(), size_of_val(&**ids)),
+        };
+        let encoder = Arc::clone(self);
+        let started = Instant::now();
+        let work = move |worker: &Worker<'_>, is_gone: &dyn Fn() -> bool| {
+            let encoded = match prompt {
+                Prompt::Tokens(ids) => encoder.take_ids(ids, PromptLimit::None),
+                Prompt::Text(prompt) => {
+                    encoder.encode_text(prompt, PromptLimit::None, worker, &Patient(is_gone))
+                }
+            };
+            events::encoded(started.elapsed());
+            encoded
+        };
+        let (encoded, mut memory) = pool.run(Purpose::Translation, num_bytes, memory_bytes, work).await?;
+        memory
+            .shrink_to(size_of_val(&*encoded.ids) + encoded.encoded.rendered.as_ref().map_or(0, String::len));
+        Ok((encoded, memory))
+    }
+
+    /// Encodes a text. What the listener has not taken yet is returned.
+    fn encode_text(
+        &self,
+        prompt: TextPrompt,
+        limit: PromptLimit,
+        worker: &Worker<'_>,
+        listener: &impl Listener,
+    ) -> Result<EncodedPrompt> {
         let is_chat = matches!(prompt.source, TextSource::Chat(_));
         let (text, param) = match prompt.source {
             TextSource::Plain(text) => (text, "prompt"),
@@ -98,21 +180,23 @@ impl PromptEncoder {
         };
         let bare = Affixes::default();
         let affixes = if prompt.special_tokens == SpecialTokens::Add { &self.affixes } else { &bare };
-        let num_base_tokens = self
+        let (ids, num_base_tokens) = self
             .check_bytes(&text, limit)
-            .and_then(|()| self.encode_pieces(&text, affixes, limit, writer))
+            .and_then(|()| self.encode_pieces(&text, affixes, limit, worker, listener))
             .map_err(|error| error.with_param(param))?;
-        Ok(Encoded { num_base_tokens, rendered: is_chat.then_some(text) })
+        Ok(EncodedPrompt { ids, encoded: Encoded { num_base_tokens, rendered: is_chat.then_some(text) } })
     }
 
-    /// Writes the ids of a text, those of a long one bit by bit, and counts the tokens of the base vocabulary.
+    /// The ids of a text, those of a long one bit by bit, and how many tokens the base vocabulary takes. Returns the ids
+    /// that the listener has not been given.
     fn encode_pieces(
         &self,
         text: &str,
         affixes: &Affixes,
         limit: PromptLimit,
-        writer: &PromptWriter,
-    ) -> Result<usize> {
+        worker: &Worker<'_>,
+        listener: &impl Listener,
+    ) -> Result<(Vec<TokenId>, usize)> {
         let failed = |error: fused_vocabulary::Error| {
             Error::new(Code::InvalidArgument, "the tokenizer cannot encode this text").with_cause(&error)
         };
@@ -131,15 +215,16 @@ impl PromptEncoder {
                     if num_written == 0 {
                         num_around += affixes.begin(&mut ids);
                     }
-                    writer.extend(&ids[num_written..]);
+                    listener.extend(&ids[num_written..]);
                     num_written = ids.len();
                 }
                 // There is nothing yet, or what is kept is known at the end.
                 PromptLimit::Refuse { .. } | PromptLimit::None | PromptLimit::KeepLast { .. } => {}
             }
-            if writer.is_abandoned() {
+            if listener.is_gone() {
                 return Err(Error::new(Code::Cancelled, "the client has gone"));
             }
+            worker.let_others_past();
         }
         encoder.push(rest, &mut ids).map_err(failed)?;
         let num_base_tokens = encoder.finish(&mut ids).map_err(failed)?;
@@ -147,23 +232,27 @@ impl PromptEncoder {
             num_around += affixes.begin(&mut ids);
         }
         num_around += affixes.end(&mut ids);
-        let num_kept = self.kept(limit, ids.len())?;
-        let kept = &ids[ids.len() - num_kept..];
-        writer.extend(&kept[num_written..]);
-        let is_cut = num_kept < ids.len();
-        Ok(if is_cut { self.num_base_tokens(kept) } else { num_base_tokens + num_around })
+        if ids.is_empty() && !matches!(limit, PromptLimit::None) {
+            ids.push(self.affixes.beginning().ok_or_else(nothing_to_begin_with)?);
+            num_around = 1;
+        }
+        let num_cut = ids.len() - self.kept(limit, ids.len())?;
+        ids.drain(..num_written.max(num_cut));
+        let num_base_tokens =
+            if num_cut > 0 { self.num_base_tokens(&ids) } else { num_base_tokens + num_around };
+        Ok((ids, num_base_tokens))
     }
 
-    fn take_ids(&self, ids: Vec<TokenId>, limit: PromptLimit, writer: &PromptWriter) -> Result<Encoded> {
+    fn take_ids(&self, mut ids: Vec<TokenId>, limit: PromptLimit) -> Result<EncodedPrompt> {
         let vocab_size = self.vocabulary.vocab_size();
         if let Some(id) = ids.iter().find(|id| id.row() >= vocab_size) {
             let message = format!("token id {id} is out of range: the vocabulary has {vocab_size} tokens");
             return Err(Error::invalid("prompt", message));
         }
         let num_kept = self.kept(limit, ids.len()).map_err(|error| error.with_param("prompt"))?;
-        let kept = &ids[ids.len() - num_kept..];
-        writer.extend(kept);
-        Ok(Encoded { num_base_tokens: self.num_base_tokens(kept), rendered: None })
+        ids.drain(..ids.len() - num_kept);
+        let encoded = Encoded { num_base_tokens: self.num_base_tokens(&ids), rendered: None };
+        Ok(EncodedPrompt { ids, encoded })
     }
 
     /// Refuses, before any tokenizing, a text that cannot fit even if every token in it were the longest there is.
@@ -183,18 +272,24 @@ impl PromptEncoder {
     /// How many of a prompt's tokens are kept: the last ones.
     fn kept(&self, limit: PromptLimit, num_tokens: usize) -> Result<usize> {
         match limit {
+            PromptLimit::None => Ok(num_tokens),
             _ if num_tokens == 0 => Err(Error::new(Code::InvalidArgument, "the prompt is empty")),
             PromptLimit::Refuse { max_model_len } if num_tokens > max_model_len => {
                 Err(too_long(max_model_len, &format!("{num_tokens} tokens")))
             }
             PromptLimit::KeepLast { num_tokens: num_kept } => Ok(num_kept.min(num_tokens)),
-            PromptLimit::None | PromptLimit::Refuse { .. } => Ok(num_tokens),
+            PromptLimit::Refuse { .. } => Ok(num_tokens),
         }
     }
 
     fn num_base_tokens(&self, ids: &[TokenId]) -> usize {
         ids.iter().map(|id| self.vocabulary.num_base_tokens(*id)).sum()
     }
+}
+
+fn nothing_to_begin_with() -> Error {
+    let message = "the prompt is empty, and this model has no token that a text begins with: write a text";
+    Error::new(Code::InvalidArgument, message)
 }
 
 fn too_long(max_model_len: usize, prompt: &str) -> Error {

@@ -4,6 +4,7 @@ use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
 use crate::events;
+use crate::prompt::Listener;
 
 /// Prompt tokens a message: the engine prefills the first while later ones are still being made.
 const CHUNK_TOKENS: usize = 512;
@@ -45,16 +46,27 @@ pub(crate) fn prompt_ids() -> (PromptWriter, PromptIds) {
 }
 
 impl PromptWriter {
-    pub(crate) fn extend(&self, ids: &[TokenId]) {
+    /// Takes the last ids, and says how the prompt ended.
+    pub(crate) fn end(self, rest: Result<EncodedPrompt>) {
+        self.0.send_modify(|state| {
+            state.end = Some(rest.map(|EncodedPrompt { ids, encoded }| {
+                if state.ids.is_empty() {
+                    state.ids = ids;
+                } else {
+                    state.ids.extend_from_slice(&ids);
+                }
+                encoded
+            }));
+        });
+    }
+}
+
+impl Listener for PromptWriter {
+    fn extend(&self, ids: &[TokenId]) {
         self.0.send_modify(|state| state.ids.extend_from_slice(ids));
     }
 
-    pub(crate) fn end(self, result: Result<Encoded>) {
-        self.0.send_modify(|state| state.end = Some(result));
-    }
-
-    /// Whether nobody waits for the prompt any more.
-    pub(crate) fn is_abandoned(&self) -> bool {
+    fn is_gone(&self) -> bool {
         self.0.is_closed()
     }
 }
@@ -147,7 +159,7 @@ mod tests {
         writer.extend(&ids(512..600));
         assert_eq!(chunks.next().await, Some(((0..512).collect(), false)));
         assert!(futures_util::poll!(chunks.next()).is_pending());
-        writer.end(Ok(Encoded::default()));
+        writer.end(Ok(EncodedPrompt { ids: Vec::new(), encoded: Encoded::default() }));
         assert_eq!(chunks.next().await, Some(((512..600).collect(), true)));
         assert_eq!(chunks.next().await, None);
         let again: Vec<_> = prompt.clone().chunks().collect().await;

@@ -12,6 +12,8 @@ use crate::tokenizer_config::{TokenText, TokenizerConfig};
 pub(crate) struct Affixes {
     before: Vec<TokenId>,
     after: Vec<TokenId>,
+    /// The model's own beginning of a text, whether one is set before texts or not.
+    bos: Option<TokenId>,
 }
 
 impl Affixes {
@@ -21,8 +23,12 @@ impl Affixes {
         let full = vocabulary.encode("a", SpecialTokens::Add)?.ids;
         let start = full.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
         let (before, rest) = full.split_at(start);
-        let mut affixes =
-            Self { before: before.to_vec(), after: rest.get(bare.len()..).unwrap_or_default().to_vec() };
+        let mut affixes = Self {
+            before: before.to_vec(),
+            after: rest.get(bare.len()..).unwrap_or_default().to_vec(),
+            bos: None,
+        };
+        affixes.bos = config.bos_token.as_ref().and_then(|token| vocabulary.token_id(token.text()));
 
         if let Some(id) = asked_for(vocabulary, "bos_token", config.bos_token.as_ref(), config.add_bos_token)?
         {
@@ -39,6 +45,11 @@ impl Affixes {
             }
         }
         Ok(affixes)
+    }
+
+    /// What stands for an empty text, of which a model can compute nothing.
+    pub(crate) fn beginning(&self) -> Option<TokenId> {
+        self.before.first().copied().or(self.bos)
     }
 
     /// Tokens before a text.

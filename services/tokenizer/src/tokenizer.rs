@@ -61,7 +61,8 @@ impl Tokenizer {
             affixes: Affixes::load(&vocabulary, &tokenizer_config)?,
             max_prompt_bytes: config.max_prompt_bytes,
         };
-        let pool = EncodePool::new(config.encode_threads, config.max_waiting_texts)?;
+        let pool =
+            EncodePool::new(config.encode_threads, config.max_waiting_texts, config.max_text_memory_bytes)?;
         let fingerprint = vocabulary.fingerprint();
         let engines =
             Engines::start(engines, fingerprint, config.model_name, config.engine_check_interval, lifecycle);

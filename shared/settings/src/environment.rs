@@ -9,7 +9,7 @@ pub(crate) const PREFIX: &str = "FUSED_";
 pub(crate) const SOURCE: &str = "the environment";
 
 /// Settings whose value is text, however much it looks like a number: a key `007` is not `7`.
-const TEXTS: [&str; 18] = [
+const TEXTS: [&str; 19] = [
     "model",
     "served_model_name",
     "patch_vocabulary",
@@ -23,6 +23,7 @@ const TEXTS: [&str; 18] = [
     "tokenizer",
     "api_key",
     "api_key_file",
+    "tenants_file",
     "allowed_origins",
     "host",
     "log_filter",

@@ -19,6 +19,9 @@ const MAX_BODY_BYTES: usize = 15 << 20;
 
 /// Longer than any load balancer keeps an idle connection.
 const MAX_HTTP_KEEP_ALIVE_S: u64 = 86_400;
+/// Memory for requests: enough for one, and no more than any machine has.
+const MIN_BUFFERED_BYTES: usize = 1 << 20;
+const MAX_BUFFERED_BYTES: usize = 1 << 40;
 
 /// Settings that cannot be used; says which key and where it came from.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +114,12 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
     if !(1..=MAX_HTTP_KEEP_ALIVE_S).contains(&settings.http_keep_alive_s) {
         let problem = format!("must be 1 to {MAX_HTTP_KEEP_ALIVE_S}, not {}", settings.http_keep_alive_s);
         return Err(SettingsError::OutOfRange { key: "http_keep_alive_s", problem });
+    }
+    if let Some(max) = settings.max_buffered_bytes
+        && !(MIN_BUFFERED_BYTES..=MAX_BUFFERED_BYTES).contains(&max)
+    {
+        let problem = format!("must be from {MIN_BUFFERED_BYTES} to {MAX_BUFFERED_BYTES}, not {max}");
+        return Err(SettingsError::OutOfRange { key: "max_buffered_bytes", problem });
     }
     if settings.attention_backend != "fa_vattn" {
         return Err(SettingsError::OutOfRange {

@@ -40,10 +40,18 @@ pub struct Flags {
     #[arg(long, value_name = "KEY", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     api_key: Vec<String>,
-    /// File with one API key a line
+    /// File with one API key a line, read again when it changes
     #[arg(long, value_name = "FILE", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Option::is_none")]
     api_key_file: Option<PathBuf>,
+    /// TOML file of tenants with their names, API keys and limits, read again when it changes
+    #[arg(long, value_name = "FILE", help_heading = "Gateway")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenants_file: Option<PathBuf>,
+    /// Let tenants share nothing of the prefix cache [default: true where there are several API keys]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Gateway")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isolate_prefix_cache: Option<bool>,
     /// Requests in flight [default: 1024]
     #[arg(long, value_name = "N", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,6 +64,10 @@ pub struct Flags {
     #[arg(long, value_name = "SECONDS", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Option::is_none")]
     http_keep_alive_s: Option<u64>,
+    /// Memory of requests and collected answers, bytes [default: 256 MiB, at most a quarter of the container's]
+    #[arg(long, value_name = "BYTES", help_heading = "Gateway")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_buffered_bytes: Option<usize>,
     /// Origin whose pages may call the API from a browser; may be repeated
     #[arg(long, alias = "allowed-origin", value_name = "ORIGIN", help_heading = "Gateway")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -73,7 +85,7 @@ pub struct Flags {
     #[arg(long, value_name = "PORT", help_heading = "Process")]
     #[serde(skip_serializing_if = "Option::is_none")]
     grpc_port: Option<u16>,
-    /// HTTP port for /metrics of tokenizer and engine [default: none]
+    /// HTTP port for /metrics, without a key [default: none]
     #[arg(long, value_name = "PORT", help_heading = "Process")]
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics_port: Option<u16>,

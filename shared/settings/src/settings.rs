@@ -93,14 +93,21 @@ pub struct Settings {
     /// API keys that are let in; none at all: everybody is.
     #[serde(deserialize_with = "secrets")]
     pub api_key: Vec<String>,
-    /// A file with one API key a line.
+    /// A file with one API key a line; `#` begins a comment. Read again when it changes.
     pub api_key_file: Option<PathBuf>,
+    /// A TOML file of tenants: names, API keys or their SHA-256, limits. Read again when it changes.
+    pub tenants_file: Option<PathBuf>,
+    /// Whether tenants share nothing of the prefix cache; none: where there are several API keys.
+    pub isolate_prefix_cache: Option<bool>,
     /// Requests the gateway has in flight; one more is refused with 429.
     pub max_requests_in_flight: usize,
     /// The largest request body.
     pub max_body_bytes: usize,
     /// How long an HTTP connection without a request stays open: longer than the load balancer in front keeps it.
     pub http_keep_alive_s: u64,
+    /// Memory that requests and their answers may take in a gateway, and their texts in a tokenizer; none: 256 MiB, or a
+    /// quarter of the container's memory if that is less.
+    pub max_buffered_bytes: Option<usize>,
     /// Origins whose pages may call the API from a browser; `*` for all.
     #[serde(deserialize_with = "list")]
     pub allowed_origins: Vec<String>,
@@ -112,7 +119,7 @@ pub struct Settings {
     pub port: u16,
     /// The gRPC port; none: 50051 for the tokenizer, 50052 for the engine, no port in `serve`.
     pub grpc_port: Option<u16>,
-    /// The HTTP port for /metrics of the tokenizer and the engine; none: no port. The gateway has its own route.
+    /// The HTTP port for /metrics, without a key; none: no port. The gateway has a route for it too, behind its keys.
     pub metrics_port: Option<u16>,
     /// How long running requests may go on after SIGTERM.
     pub drain_timeout_s: u64,
@@ -166,9 +173,12 @@ impl Default for Settings {
             tokenizer: Vec::new(),
             api_key: Vec::new(),
             api_key_file: None,
+            tenants_file: None,
+            isolate_prefix_cache: None,
             max_requests_in_flight: 1024,
             max_body_bytes: 4 << 20,
             http_keep_alive_s: 75,
+            max_buffered_bytes: None,
             allowed_origins: Vec::new(),
             host: "127.0.0.1".to_owned(),
             port: 8000,
@@ -214,6 +224,9 @@ impl Settings {
             ("kv_cache_bytes", self.kv_cache_bytes.is_none()),
             ("page_bytes", self.page_bytes.is_none()),
             ("api_key_file", self.api_key_file.is_none()),
+            ("tenants_file", self.tenants_file.is_none()),
+            ("isolate_prefix_cache", self.isolate_prefix_cache.is_none()),
+            ("max_buffered_bytes", self.max_buffered_bytes.is_none()),
             ("grpc_port", self.grpc_port.is_none()),
             ("metrics_port", self.metrics_port.is_none()),
             ("otlp_endpoint", self.otlp_endpoint.is_none()),

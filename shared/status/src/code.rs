@@ -26,6 +26,8 @@ pub enum Code {
     VocabularyMismatch,
     /// A bounded queue is full: try again later.
     QueueFull,
+    /// The caller's own limit is reached: try again when it has room again.
+    RateLimitExceeded,
     /// The client did not read its stream, and the buffer for it is full.
     SlowReader,
     /// The request's own deadline passed.
@@ -53,7 +55,7 @@ struct Row {
 
 impl Code {
     /// Every code, in the order of README.md.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidArgument,
         Self::ContextLengthExceeded,
         Self::ModelNotFound,
@@ -65,6 +67,7 @@ impl Code {
         Self::Unsupported,
         Self::VocabularyMismatch,
         Self::QueueFull,
+        Self::RateLimitExceeded,
         Self::SlowReader,
         Self::DeadlineExceeded,
         Self::Cancelled,
@@ -123,6 +126,13 @@ impl Code {
             ),
             Self::QueueFull => row(
                 "queue_full",
+                Grpc::ResourceExhausted,
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some(1),
+            ),
+            Self::RateLimitExceeded => row(
+                "rate_limit_exceeded",
                 Grpc::ResourceExhausted,
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",

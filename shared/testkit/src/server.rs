@@ -192,6 +192,16 @@ impl Server {
         Ok(())
     }
 
+    /// The most memory that the process has had at once, as the system counts it.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn peak_memory_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        Ok(peak.context("no VmHWM")?.trim().parse::<u64>()? * 1024)
+    }
+
     /// Sends SIGTERM.
     ///
     /// # Errors

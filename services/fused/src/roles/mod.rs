@@ -1,6 +1,7 @@
 //! What each serving subcommand puts together.
 
 mod banner;
+mod buffered;
 mod device;
 mod engine_config;
 mod grpc;
@@ -40,12 +41,14 @@ pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
     };
     let mut banner = Banner::new(&http, "OpenAI API")?;
     let loaded = Loaded::new(settings, Wanted::Everything).await?;
-    let is_open = settings.api_key.is_empty() && settings.api_key_file.is_none();
+    let is_open =
+        settings.api_key.is_empty() && settings.api_key_file.is_none() && settings.tenants_file.is_none();
     if grpc.is_some() && !is_open {
         tracing::warn!("the gRPC port asks for no API key: let only the gateway's own network reach it");
     }
     let (text, failure) = start_in_process(&process, loaded, grpc, &mut banner).await?;
     let gateway = start_gateway(&process, text, http).await?;
+    start_metrics(&process, &mut banner).await?;
     // What is printed next invites requests.
     let ready = tokio::time::timeout(JOIN_TIMEOUT, gateway.wait_ready());
     ready.await.context("the gateway cannot use the tokenizer of its own process")?;
@@ -73,10 +76,11 @@ pub(crate) async fn serve_for_bench() -> anyhow::Result<String> {
 pub(crate) async fn gateway(process: Arc<Process>) -> anyhow::Result<Failure> {
     let settings = &process.settings;
     let http = bind(settings, settings.port, "--port").await?;
-    let banner = Banner::new(&http, "OpenAI API")?;
+    let mut banner = Banner::new(&http, "OpenAI API")?;
     let urls = one_or(&settings.tokenizer, DEFAULT_TOKENIZER);
     let text = follow(&urls, &process.lifecycle).context("setting tokenizer")?;
     start_gateway(&process, text, http).await?;
+    start_metrics(&process, &mut banner).await?;
     banner.print()?;
     Ok(Box::pin(std::future::pending()))
 }

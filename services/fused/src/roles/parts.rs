@@ -1,3 +1,5 @@
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -6,7 +8,7 @@ use axum::Router;
 use axum::routing::get;
 use fused_checkpoint::{ModelFiles, Wanted};
 use fused_engine::Engine;
-use fused_gateway::{ApiKeys, Gateway};
+use fused_gateway::{Gateway, KeySources};
 use fused_lifecycle::Lifecycle;
 use fused_settings::Settings;
 use fused_tokenizer::{Readiness, Tokenizer};
@@ -17,6 +19,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 
 use super::banner::Banner;
+use super::buffered;
 use super::device::Device;
 use super::engine_config::engine_config;
 use super::grpc::{Served, bind, serve_grpc};
@@ -73,6 +76,7 @@ pub(crate) fn start_tokenizer(
         encode_threads: settings.tokenizer_threads,
         max_waiting_texts: settings.max_waiting_texts,
         max_prompt_bytes: settings.max_body_bytes,
+        max_text_memory_bytes: buffered::max_bytes(settings),
         trust_request_chat_template: settings.trust_request_chat_template,
         ..fused_tokenizer::Config::default()
     };
@@ -90,12 +94,26 @@ pub(crate) async fn start_gateway(
     let origins = settings.allowed_origins.iter().map(|origin| {
         origin.parse().with_context(|| format!("setting allowed_origins: `{origin}` is not an origin"))
     });
+    let key_sources = KeySources {
+        keys: settings.api_key.clone(),
+        key_file: settings.api_key_file.clone(),
+        tenants_file: settings.tenants_file.clone(),
+    };
+    let api_keys = key_sources.load().context("setting api_key_file or tenants_file")?;
+    warn_of_keys(api_keys.is_empty(), listener.local_addr()?);
     let config = fused_gateway::Config {
-        api_keys: ApiKeys::new(api_keys(settings)?),
+        api_keys,
+        key_sources,
+        isolate_prefix_cache: settings.isolate_prefix_cache,
+        max_buffered_bytes: buffered::max_bytes(settings),
         allowed_origins: origins.collect::<anyhow::Result<_>>()?,
         max_requests_in_flight: settings.max_requests_in_flight,
         max_body_bytes: settings.max_body_bytes,
-        metrics: Arc::new(move || metrics.render()),
+        // What is counted by tenant is no customer's to read.
+        metrics: settings
+            .tenants_file
+            .is_none()
+            .then(|| -> fused_gateway::RenderMetrics { Arc::new(move || metrics.render()) }),
         ..fused_gateway::Config::default()
     };
     let gateway = Gateway::new(config, text, &process.lifecycle);
@@ -137,7 +155,7 @@ fn in_process(routes: Routes, lifecycle: &Lifecycle) -> watch::Receiver<Vec<Repl
     watch::channel(vec![Replica { name: "in-process".to_owned(), channel }]).1
 }
 
-/// Serves /metrics and /health of a service that has no HTTP of its own, where a port is set.
+/// Serves /metrics and /health on a port of their own, where one is set.
 pub(crate) async fn start_metrics(process: &Process, banner: &mut Banner) -> anyhow::Result<()> {
     let Some(port) = process.settings.metrics_port else { return Ok(()) };
     let listener = bind(&process.settings, port, "--metrics-port").await?;
@@ -152,16 +170,21 @@ pub(crate) async fn start_metrics(process: &Process, banner: &mut Banner) -> any
     Ok(())
 }
 
-fn api_keys(settings: &Settings) -> anyhow::Result<Vec<String>> {
-    let mut keys = settings.api_key.clone();
-    if let Some(path) = &settings.api_key_file {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("setting api_key_file: {}", path.display()))?;
-        let before = keys.len();
-        keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
-        if keys.len() == before {
-            bail!("setting api_key_file: {} has no key: put one a line", path.display());
-        }
+/// Says what makes a door more open than it may be meant to be.
+fn warn_of_keys(is_open: bool, address: SocketAddr) {
+    if is_open && !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "whoever reaches this address may use the model: no API key is set; set api_key_file, or host to 127.0.0.1"
+        );
     }
-    Ok(keys)
+    let is_flag = |argument: &OsString| {
+        let argument = argument.to_string_lossy();
+        argument == "--api-key" || argument.starts_with("--api-key=")
+    };
+    if std::env::args_os().any(|argument| is_flag(&argument)) {
+        tracing::warn!(
+            "an API key given by --api-key shows in the process list: use api_key_file or FUSED_API_KEY"
+        );
+    }
 }

@@ -11,17 +11,19 @@ use fused_status::Error;
 use serde::Serialize;
 
 use super::conversation::chat;
-use super::envelope::{Envelope, Names};
+use super::envelope::{Envelope, Names, hold_until_sent};
 use super::finish::{Finish, StopReason};
 use super::logprobs::ChatLogprobs;
 use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
+use super::prompts::tokens_estimate;
 use super::usage::{RunningUsage, Usage};
 use crate::admission::JsonBody;
+use crate::auth::Caller;
 use crate::error;
 use crate::field_names::FieldNames;
 use crate::fields::Fields;
 use crate::gateway::Shared;
-use crate::generation::{Answer, Collected, Generation, choice_idx};
+use crate::generation::{Answer, Collected, Generation, Holdings, check_output_logprobs, choice_idx};
 use crate::identity::RequestContext;
 use crate::sse::{self, Chunks, Events};
 
@@ -32,9 +34,14 @@ const CHUNK_NAMES: Names = Names { id_prefix: "chatcmpl", object: "chat.completi
 pub(super) async fn create(
     State(shared): State<Arc<Shared>>,
     Extension(context): Extension<RequestContext>,
+    Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> error::Result<Response> {
-    let Request { parameters, prompt, num_logprobs, form, names } = Request::from_fields(body.fields()?)?;
+    let (request, share) = body.read(Request::from_fields).await?;
+    let Request { parameters, prompt, num_logprobs, form, names } = request;
+    let parameters = parameters.salted_for(&caller);
+    let prompt_tokens = prompt.prompt.as_ref().map_or(0, tokens_estimate);
+    let meter = caller.meter(1, prompt_tokens, parameters.output_estimate(1))?;
     let model = shared.backend.model().await?;
     let call = parameters.request(Call {
         id: context.call_id(0),
@@ -44,7 +51,8 @@ pub(super) async fn create(
         timeout: shared.config.request_timeout,
         group_id: None,
     });
-    let generation = Generation::start(&shared.backend, vec![call], names, body.into_share());
+    let holdings = Holdings { share, meter };
+    let generation = Generation::start(&shared.backend, vec![call], names, holdings);
     match parameters.stream {
         Some(usage) => {
             let keep_alive = shared.config.keep_alive_interval;
@@ -55,8 +63,8 @@ pub(super) async fn create(
         }
         None => {
             let envelope = Envelope::new(&NAMES, &context, model);
-            let collected = generation.collect(1, form.num_sequences).await?;
-            Ok(whole(&envelope, form, collected)?)
+            let (collected, share) = generation.collect(1).await?;
+            Ok(hold_until_sent(whole(&envelope, form, collected)?, share))
         }
     }
 }
@@ -78,19 +86,23 @@ struct Form {
 }
 
 impl Request {
-    fn from_fields(mut fields: Fields<'_>) -> Result<Self, Error> {
-        let fields = &mut fields;
+    fn from_fields(fields: &mut Fields<'_>) -> Result<Self, Error> {
         fields.refuse_unless_neutral(&[("echo", &["false"])])?;
         let mut parameters = Parameters::from_fields(fields)?;
         // Both are read, so that a wrong one is refused even where the other counts.
-        let deprecated = fields.integer("max_tokens", 1..=MAX_U32)?;
-        let max_tokens = fields.integer("max_completion_tokens", 1..=MAX_U32)?;
+        let deprecated = fields.integer("max_tokens", 0..=MAX_U32)?;
+        let max_tokens = fields.integer("max_completion_tokens", 0..=MAX_U32)?;
         let names = FieldNames {
             max_tokens: if max_tokens.is_some() { "max_completion_tokens" } else { "max_tokens" },
             ..FieldNames::CHAT
         };
-        parameters.limit_output(max_tokens.or(deprecated))?;
+        let max_tokens = max_tokens.or(deprecated);
+        parameters.limit_output(max_tokens)?;
         let num_logprobs = num_logprobs(fields)?;
+        if let (Some(num_logprobs), Some(max_tokens), None) = (num_logprobs, max_tokens, parameters.stream) {
+            check_output_logprobs(parameters.num_sequences as usize, max_tokens, num_logprobs)
+                .map_err(|error| error.with_param(names.logprobs))?;
+        }
         let chat = chat(fields)?;
         let add_special_tokens = fields.take("add_special_tokens")?;
         ignore_rest(fields);

@@ -10,18 +10,19 @@ use fused_proto::text::v1::{Prompt, PromptInfo, TextIncrement, TextLogprobs};
 use fused_status::Error;
 use serde::Serialize;
 
-use super::envelope::{Envelope, Names};
+use super::envelope::{Envelope, Names, hold_until_sent};
 use super::finish::{Finish, StopReason};
 use super::logprobs::CompletionLogprobs;
 use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
-use super::prompts::{most_tokens, prompts};
+use super::prompts::{most_tokens, prompts, tokens_estimate};
 use super::usage::{RunningUsage, Usage};
 use crate::admission::JsonBody;
+use crate::auth::Caller;
 use crate::error;
 use crate::field_names::FieldNames;
 use crate::fields::{Fields, unsupported};
 use crate::gateway::Shared;
-use crate::generation::{Answer, Collected, Generation, choice_idx};
+use crate::generation::{Answer, Collected, Generation, Holdings, check_output_logprobs, choice_idx};
 use crate::identity::RequestContext;
 use crate::sse::{self, Chunks, Events};
 
@@ -37,10 +38,14 @@ const MAX_ECHOED_LOGPROBS: usize = 1 << 22;
 pub(super) async fn create(
     State(shared): State<Arc<Shared>>,
     Extension(context): Extension<RequestContext>,
+    Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> error::Result<Response> {
-    let request = Request::from_fields(body.fields()?, shared.config.max_prompts)?;
-    let Request { parameters, prompts, add_special_tokens, num_logprobs, form } = request;
+    let max_prompts = shared.config.max_prompts;
+    let (request, share) = body.read(move |fields| Request::from_fields(fields, max_prompts)).await?;
+    let Request { parameters, prompts, add_special_tokens, num_logprobs, form } = request.salted_for(&caller);
+    let prompt_tokens = prompts.iter().map(tokens_estimate).sum();
+    let meter = caller.meter(prompts.len(), prompt_tokens, parameters.output_estimate(prompts.len()))?;
     let envelope = Envelope::new(&NAMES, &context, shared.backend.model().await?);
     let num_prompts = prompts.len();
     let calls = prompts.into_iter().enumerate().map(|(prompt_idx, prompt)| {
@@ -54,8 +59,9 @@ pub(super) async fn create(
             group_id: (num_prompts > 1).then(|| context.unique_id.to_string()),
         })
     });
-    let generation =
-        Generation::start(&shared.backend, calls.collect(), FieldNames::COMPLETIONS, body.into_share());
+    let calls = calls.collect();
+    let holdings = Holdings { share, meter };
+    let generation = Generation::start(&shared.backend, calls, FieldNames::COMPLETIONS, holdings);
     match parameters.stream {
         Some(usage) => {
             let keep_alive = shared.config.keep_alive_interval;
@@ -64,8 +70,8 @@ pub(super) async fn create(
             Ok(sse::respond(generation, chunks, keep_alive, context))
         }
         None => {
-            let collected = generation.collect(num_prompts, form.num_sequences).await?;
-            Ok(whole(&envelope, form, collected)?)
+            let (collected, share) = generation.collect(num_prompts).await?;
+            Ok(hold_until_sent(whole(&envelope, form, collected)?, share))
         }
     }
 }
@@ -88,20 +94,24 @@ struct Form {
 }
 
 impl Request {
-    fn from_fields(mut fields: Fields<'_>, max_prompts: usize) -> Result<Self, Error> {
-        let fields = &mut fields;
+    fn from_fields(fields: &mut Fields<'_>, max_prompts: usize) -> Result<Self, Error> {
         let mut parameters = Parameters::from_fields(fields)?;
         let has_echo = fields.take("echo")?.unwrap_or(false);
-        // Who scores a prompt asks for no new token.
-        let min_max_tokens = if has_echo { 0 } else { 1 };
-        let max_tokens = fields.integer("max_tokens", min_max_tokens..=MAX_U32)?;
-        parameters.limit_output(Some(max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?;
+        let max_tokens = fields.integer("max_tokens", 0..=MAX_U32)?.unwrap_or(DEFAULT_MAX_TOKENS);
+        parameters.limit_output(Some(max_tokens))?;
         check_best_of(fields, parameters.num_sequences)?;
         let num_logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
         let prompts = prompts(fields)?;
         check_count(prompts.len(), max_prompts, parameters.num_sequences)?;
-        if let Some(num_logprobs) = num_logprobs.filter(|_| has_echo) {
-            check_echoed_logprobs(&prompts, parameters.num_sequences, num_logprobs)?;
+        if let Some(num_logprobs) = num_logprobs {
+            if has_echo {
+                check_echoed_logprobs(&prompts, parameters.num_sequences, num_logprobs)?;
+            }
+            if parameters.stream.is_none() {
+                let num_sequences = prompts.len() * parameters.num_sequences as usize;
+                check_output_logprobs(num_sequences, max_tokens, num_logprobs)
+                    .map_err(|error| error.with_param("logprobs"))?;
+            }
         }
         let add_special_tokens = fields.take("add_special_tokens")?;
         ignore_rest(fields);
@@ -112,6 +122,10 @@ impl Request {
             has_token_ids: parameters.returns_token_ids,
         };
         Ok(Self { parameters, prompts, add_special_tokens, num_logprobs, form })
+    }
+
+    fn salted_for(self, caller: &Caller) -> Self {
+        Self { parameters: self.parameters.salted_for(caller), ..self }
     }
 }
 

@@ -3,11 +3,22 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::body::{Body, HttpBody};
+use axum::response::Response;
 use serde::Serialize;
 
 use super::usage::Usage;
+use crate::admission::Share;
 use crate::backend::Model;
+use crate::edge::Held;
 use crate::identity::RequestContext;
+
+/// A whole answer that holds its memory until it is out: what it was made of is gone, its JSON is left.
+pub(super) fn hold_until_sent(answer: Response, mut share: Share) -> Response {
+    let num_bytes = answer.body().size_hint().lower();
+    share.shrink_to(usize::try_from(num_bytes).unwrap_or(usize::MAX));
+    answer.map(|body| Body::new(Held::new(body, share)))
+}
 
 /// Which answer it is, when it was made, by which model: the same on every chunk.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ use fused_status::Error;
 use serde_json::value::RawValue;
 
 use super::usage::StreamUsage;
+use crate::auth::Caller;
 use crate::events;
 use crate::fields::{Fields, NumberRange, parse, parse_array, wrong};
 
@@ -26,6 +27,9 @@ const MAX_STOP_TOKEN_IDS: usize = 256;
 const MAX_BIASES: usize = 1024;
 const MAX_BIAS: f64 = 100.0;
 const MAX_CACHE_SALT_BYTES: usize = 256;
+
+/// Output tokens that a tenant's limit counts with at first where the request does not say how many there may be.
+const ASSUMED_OUTPUT_TOKENS: u32 = 256;
 
 /// Fields that change nothing here: labels, hints, and what is about who pays.
 const HARMLESS: [&str; 16] = [
@@ -129,6 +133,17 @@ impl Parameters {
         }
         self.stopping.max_tokens = max_tokens;
         Ok(())
+    }
+
+    /// The same with the salt that its caller's prompts have.
+    pub(super) fn salted_for(self, caller: &Caller) -> Self {
+        Self { cache_salt: caller.cache_salt(self.cache_salt), ..self }
+    }
+
+    /// At most how many tokens will be generated for so many prompts, as far as the request says.
+    pub(super) fn output_estimate(&self, num_prompts: usize) -> u64 {
+        let max_tokens = self.stopping.max_tokens.unwrap_or(ASSUMED_OUTPUT_TOKENS);
+        u64::from(max_tokens) * u64::from(self.num_sequences) * num_prompts as u64
     }
 
     /// The call for one prompt.

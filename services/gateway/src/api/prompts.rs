@@ -9,7 +9,7 @@ use crate::fields::{Fields, missing, parse, parse_array, parse_items, wrong};
 
 const NAME: &str = "prompt";
 
-/// Reads it: at least one prompt, none of them empty.
+/// Reads it: at least one prompt. An empty text is one, an empty list of token ids is not.
 pub(super) fn prompts(fields: &mut Fields<'_>) -> Result<Vec<Prompt>, Error> {
     let value = fields.raw(NAME).ok_or_else(|| missing(NAME))?;
     match Shape::of(value) {
@@ -31,6 +31,13 @@ pub(super) fn most_tokens(prompt: &Prompt) -> usize {
         Prompt::TokenIds(tokens) => tokens.ids.len(),
         Prompt::Chat(chat) => chat.messages_json.iter().map(String::len).sum(),
     }
+}
+
+/// How many tokens a prompt is thought to have before the text service has counted them.
+pub(super) fn tokens_estimate(prompt: &Prompt) -> u64 {
+    const BYTES_PER_TOKEN: u64 = 4;
+    let most = most_tokens(prompt) as u64;
+    if matches!(prompt, Prompt::TokenIds(_)) { most } else { most.div_ceil(BYTES_PER_TOKEN) }
 }
 
 enum Shape {
@@ -64,8 +71,7 @@ fn many(
 }
 
 fn text(path: &str, value: &RawValue) -> Result<Prompt, Error> {
-    let text: String = parse(path, value)?;
-    if text.is_empty() { Err(empty(path)) } else { Ok(Prompt::Text(text)) }
+    parse(path, value).map(Prompt::Text)
 }
 
 fn token_ids(path: &str, value: &RawValue) -> Result<Prompt, Error> {
@@ -91,6 +97,8 @@ mod tests {
         let ids = |ids: &[u32]| Prompt::TokenIds(TokenIds { ids: ids.to_vec() });
         let text = |text: &str| Prompt::Text(text.to_owned());
         assert_eq!(read(r#""a""#).unwrap(), [text("a")]);
+        assert_eq!(read(r#""""#).unwrap(), [text("")]);
+        assert_eq!(read(r#"["a", ""]"#).unwrap(), [text("a"), text("")]);
         assert_eq!(read(r#"[ "a", "b"]"#).unwrap(), [text("a"), text("b")]);
         assert_eq!(read("[1, 2]").unwrap(), [ids(&[1, 2])]);
         assert_eq!(read("[[1], [2, 3]]").unwrap(), [ids(&[1]), ids(&[2, 3])]);
@@ -100,10 +108,8 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (prompt, param, part) in [
             ("null", "prompt", "required"),
-            (r#""""#, "prompt", "must not be empty"),
             ("[]", "prompt", "must not be empty"),
             ("[[1], []]", "prompt[1]", "must not be empty"),
-            (r#"["a", ""]"#, "prompt[1]", "must not be empty"),
             ("7", "prompt", "got 7"),
             (r#"{"a": 1}"#, "prompt", "got an object"),
             ("[1, -2]", "prompt[1]", "got -2"),

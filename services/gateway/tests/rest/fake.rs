@@ -135,7 +135,24 @@ impl TextGeneration for Fake {
             token_texts: if has_texts { vec!["a".to_owned(), " b".to_owned()] } else { Vec::new() },
             base_tokens: Some(3),
             max_model_len: Some(1024),
+            num_tokens: Some(2),
         }))
+    }
+
+    type TokenizeStreamStream = BoxStream<'static, Result<TokenizeResponse, Status>>;
+
+    async fn tokenize_stream(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> Result<Response<Self::TokenizeStreamStream>, Status> {
+        let whole = self.tokenize(request).await?.into_inner();
+        let cut = TokenizeResponse { token_ids: vec![7], token_texts: Vec::new(), ..whole.clone() };
+        let rest = TokenizeResponse {
+            token_ids: vec![8],
+            token_texts: whole.token_texts,
+            ..TokenizeResponse::default()
+        };
+        Ok(Response::new(iter([Ok(cut), Ok(rest)]).boxed()))
     }
 
     async fn detokenize(

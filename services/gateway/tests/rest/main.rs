@@ -15,6 +15,8 @@ mod rig;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
+mod tenants;
+#[cfg(test)]
 mod translation;
 #[cfg(test)]
 mod whole_answers;

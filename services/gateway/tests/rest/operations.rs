@@ -36,7 +36,7 @@ async fn models() {
 
 #[tokio::test]
 async fn metrics_and_version() {
-    let config = Config { metrics: Arc::new(|| "up 1\n".to_owned()), ..Config::default() };
+    let config = Config { metrics: Some(Arc::new(|| "up 1\n".to_owned())), ..Config::default() };
     let rig = Rig::new(config, Fake::new(hello));
     let metrics = rig.get("/metrics").await;
     assert_eq!(metrics.headers["content-type"], "text/plain; version=0.0.4");
@@ -48,7 +48,7 @@ async fn metrics_and_version() {
 async fn what_is_counted() {
     // Of this process, other tests' requests included: only what they do not touch is compared exactly.
     let metrics = Metrics::install().unwrap();
-    let config = Config { metrics: Arc::new(move || metrics.render()), ..Config::default() };
+    let config = Config { metrics: Some(Arc::new(move || metrics.render())), ..Config::default() };
     let rig = Rig::new(config, Fake::new(hello));
     rig.get("/v1/models").await;
     rig.get("/a/path/of/the/clients").await;

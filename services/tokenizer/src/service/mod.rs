@@ -2,6 +2,7 @@
 
 mod requests;
 mod responses;
+mod token_pieces;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,18 +15,26 @@ use fused_proto::text::v1::{
     RenderChatRequest, RenderChatResponse, TokenizeRequest, TokenizeResponse,
 };
 use fused_status::{Code, Error, Result};
+use fused_transport::MAX_MESSAGE_BYTES;
 use fused_vocabulary::TokenId;
+use futures_util::StreamExt;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
+use crate::encode::{Purpose, Worker};
 use crate::engines::Model;
 use crate::events;
 use crate::generate::{Generation, generate};
-use crate::prompt::{Prompt, PromptLimit};
+use crate::prompt::Prompt;
 use crate::prompt_ids::EncodedPrompt;
 use crate::tokenizer::Core;
+
+use token_pieces::TokenPieces;
+
+/// The longest text that tokens are turned into: the answer is one message.
+const MAX_TEXT_BYTES: usize = MAX_MESSAGE_BYTES - (64 << 10);
 
 /// The service `fused.text.v1.TextGeneration`; [`crate::Tokenizer::service`] makes it.
 pub struct TextService {
@@ -51,14 +60,35 @@ impl TextService {
         let model = self.model(request.model.as_deref())?;
         let with_texts = request.return_token_texts();
         let prompt = requests::prompt(request.prompt)?;
-        let EncodedPrompt { ids, encoded } = self.encode(prompt).await?;
-        let text = |id: &TokenId| String::from_utf8_lossy(self.core.vocabulary.token_bytes(*id)).into_owned();
-        Ok(TokenizeResponse {
-            token_texts: if with_texts { ids.iter().map(text).collect() } else { Vec::new() },
-            token_ids: ids.iter().map(|id| id.0).collect(),
-            base_tokens: u32::try_from(encoded.num_base_tokens).ok(),
-            max_model_len: model.info.max_model_len,
-        })
+        let (prompt, _memory) = self.core.encoder.whole(&self.core.pool, prompt).await?;
+        let pieces = TokenPieces::new(&self.core, prompt, with_texts, model.info.max_model_len);
+        let num_bytes = pieces.num_message_bytes();
+        if num_bytes > MAX_MESSAGE_BYTES {
+            let message = format!(
+                "the answer would have up to {num_bytes} bytes, and a message has {MAX_MESSAGE_BYTES}: ask TokenizeStream"
+            );
+            return Err(Error::invalid("prompt", message));
+        }
+        let _answer = self.core.pool.answer_memory().share(pieces.num_memory_bytes())?;
+        Ok(pieces.whole())
+    }
+
+    /// The answer holds its memory until it is out, and its place among the requests in flight.
+    async fn tokenize_stream(
+        &self,
+        request: TokenizeRequest,
+    ) -> Result<impl Stream<Item = TokenizeResponse> + Send + use<>> {
+        let guard = self.admit()?;
+        let model = self.model(request.model.as_deref())?;
+        let with_texts = request.return_token_texts();
+        let prompt = requests::prompt(request.prompt)?;
+        let (prompt, memory) = self.core.encoder.whole(&self.core.pool, prompt).await?;
+        let pieces = TokenPieces::new(&self.core, prompt, with_texts, model.info.max_model_len);
+        let held = (guard, memory);
+        Ok(futures_util::stream::unfold((pieces, held), async |(mut pieces, held)| {
+            let piece = pieces.next()?;
+            Some((piece, (pieces, held)))
+        }))
     }
 
     async fn detokenize(&self, request: DetokenizeRequest) -> Result<DetokenizeResponse> {
@@ -70,9 +100,18 @@ impl TextService {
             let message = format!("token id {id} is out of range: the vocabulary has {vocab_size} tokens");
             return Err(Error::invalid("tokens", message));
         }
+        let num_bytes = ids.iter().map(|id| self.core.vocabulary.token_bytes(*id).len()).sum::<usize>();
+        if num_bytes > MAX_TEXT_BYTES {
+            let message =
+                format!("the tokens' text has {num_bytes} bytes, over {MAX_TEXT_BYTES}: send fewer");
+            return Err(Error::invalid("tokens", message));
+        }
         let special = requests::special_text(request.skip_special_tokens());
         let core = Arc::clone(&self.core);
-        let text = self.core.pool.run(move || Ok(core.vocabulary.decode(&ids, special))).await?;
+        let decode = move |_: &Worker<'_>, _: &dyn Fn() -> bool| Ok(core.vocabulary.decode(&ids, special));
+        let memory_bytes = 4 * num_bytes;
+        let (text, _memory) =
+            self.core.pool.run(Purpose::Translation, num_bytes, memory_bytes, decode).await?;
         Ok(DetokenizeResponse { text: Some(text) })
     }
 
@@ -81,7 +120,8 @@ impl TextService {
         self.model(request.model.as_deref())?;
         let chat = request.chat.ok_or_else(|| Error::invalid("messages", "the conversation is missing"))?;
         let prompt = Prompt::Text(requests::chat(chat, None));
-        let EncodedPrompt { ids, encoded } = self.encode(prompt).await?;
+        let (prompt, _memory) = self.core.encoder.whole(&self.core.pool, prompt).await?;
+        let EncodedPrompt { ids, encoded } = prompt;
         let token_ids = ids.iter().map(|id| id.0).collect();
         Ok(RenderChatResponse { text: encoded.rendered, token_ids })
     }
@@ -89,11 +129,6 @@ impl TextService {
     fn get_model(&self, request: &GetModelRequest) -> Result<ModelInfo> {
         let model = self.model(request.model.as_deref())?;
         Ok(ModelInfo { id: Some(model.name.clone()), ..model.info.clone() })
-    }
-
-    async fn encode(&self, prompt: Prompt) -> Result<EncodedPrompt> {
-        let prompt = self.core.encoder.begin(&self.core.pool, prompt, PromptLimit::None).await?;
-        prompt.whole().await
     }
 
     fn admit(&self) -> Result<RequestGuard> {
@@ -157,6 +192,17 @@ impl TextGeneration for TextService {
         let span = span(request.metadata());
         let generation = self.begin(request.into_inner()).instrument(span).await.map_err(status)?;
         Ok(Response::new(Box::pin(answers(generation))))
+    }
+
+    type TokenizeStreamStream =
+        Pin<Box<dyn Stream<Item = std::result::Result<TokenizeResponse, Status>> + Send>>;
+
+    async fn tokenize_stream(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> std::result::Result<Response<Self::TokenizeStreamStream>, Status> {
+        let pieces = self.tokenize_stream(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(Box::pin(pieces.map(Ok))))
     }
 
     async fn tokenize(

@@ -57,9 +57,6 @@ pub(super) fn prompt(prompt: Option<wire::Prompt>) -> Result<Prompt> {
     let add = prompt.add_special_tokens;
     match prompt.prompt {
         None => Err(Error::invalid("prompt", "the prompt is missing")),
-        Some(WirePrompt::Text(text)) if text.is_empty() => {
-            Err(Error::invalid("prompt", "the prompt is empty"))
-        }
         Some(WirePrompt::Text(text)) => Ok(Prompt::Text(TextPrompt {
             source: TextSource::Plain(text),
             special_tokens: special_tokens(add.unwrap_or(true)),

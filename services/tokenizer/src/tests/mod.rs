@@ -547,7 +547,6 @@ async fn bad_requests_are_refused_by_field() {
     let cases = [
         (GenerateRequest { model, ..text("x") }, Code::ModelNotFound, "model"),
         (GenerateRequest::default(), Code::InvalidArgument, "prompt"),
-        (text(""), Code::InvalidArgument, "prompt"),
         (ids_prompt(Vec::new()), Code::InvalidArgument, "prompt"),
         (ids_prompt(vec![8192]), Code::InvalidArgument, "prompt"),
         (ids_prompt(vec![1; 1025]), Code::ContextLengthExceeded, "prompt"),
@@ -576,6 +575,68 @@ async fn bad_requests_are_refused_by_field() {
     }
     let truncated = GenerateRequest { truncate_prompt_tokens: Some(5), ..text(&long) };
     assert_eq!(service.run(truncated).await.unwrap().usage.unwrap().prompt_tokens(), 5);
+}
+
+#[tokio::test]
+async fn an_empty_text_becomes_the_models_beginning() {
+    let engine = engine(answering(&[]));
+    let service = Service::start(&[&engine]).await;
+    let answer = service.run(text("")).await.unwrap();
+    assert_eq!(answer.prompt.unwrap().token_ids, ids("<|endoftext|>"));
+    let usage = answer.usage.unwrap();
+    assert_eq!((usage.prompt_tokens(), usage.prompt_base_tokens()), (1, 1));
+    // Nothing is generated from it: nothing has to begin.
+    let request = TokenizeRequest { prompt: Some(text_prompt("")), ..TokenizeRequest::default() };
+    let tokenized = service.client.clone().tokenize(request).await.unwrap().into_inner();
+    assert_eq!((tokenized.token_ids.len(), tokenized.base_tokens(), tokenized.num_tokens()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_long_answer_comes_in_pieces() {
+    let engine = engine(Vec::new());
+    let service = Service::start(&[&engine]).await;
+    let mut client = service.client.clone();
+    let long: String = (0..40_000).map(|number| format!("{number} ")).collect();
+    for prompt in ["", "tar", &long] {
+        let request = TokenizeRequest {
+            prompt: Some(text_prompt(prompt)),
+            return_token_texts: Some(true),
+            model: None,
+        };
+        let whole = client.tokenize(request.clone()).await.unwrap().into_inner();
+        let mut pieces = client.tokenize_stream(request).await.unwrap().into_inner();
+        let (mut ids, mut texts, mut num_pieces) = (Vec::new(), String::new(), 0);
+        while let Some(piece) = pieces.message().await.unwrap() {
+            assert!(piece.token_ids.len() <= 4096 && piece.token_texts.len() <= 4096);
+            let is_first = num_pieces == 0;
+            let counts = (piece.num_tokens, piece.base_tokens, piece.max_model_len);
+            let expected = (whole.num_tokens, whole.base_tokens, whole.max_model_len);
+            assert_eq!(counts, if is_first { expected } else { (None, None, None) });
+            ids.extend(piece.token_ids);
+            texts.extend(piece.token_texts);
+            num_pieces += 1;
+        }
+        assert_eq!((ids.len(), &*texts), (whole.num_tokens() as usize, prompt));
+        assert_eq!(ids, whole.token_ids);
+        assert_eq!(num_pieces > 1, prompt.len() > 10, "{num_pieces}");
+    }
+    let prompt = Some(text_prompt(&"a b".repeat(1 << 20)));
+    let huge = TokenizeRequest { prompt, return_token_texts: Some(true), model: None };
+    let error = Error::from(client.tokenize(huge.clone()).await.unwrap_err());
+    assert_eq!((error.code(), error.param()), (Code::InvalidArgument, Some("prompt")), "{error}");
+    assert!(client.tokenize_stream(huge).await.unwrap().into_inner().message().await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn tokens_whose_text_outgrows_a_message_are_refused() {
+    let engine = engine(Vec::new());
+    let service = Service::start(&[&engine]).await;
+    let vocabulary = vocabulary();
+    let longest =
+        (0..8192).max_by_key(|id| vocabulary.token_bytes(fused_vocabulary::TokenId(*id)).len()).unwrap();
+    let request = DetokenizeRequest { token_ids: vec![longest; 2 << 20], ..DetokenizeRequest::default() };
+    let error = Error::from(service.client.clone().detokenize(request).await.unwrap_err());
+    assert_eq!((error.code(), error.param()), (Code::InvalidArgument, Some("tokens")), "{error}");
 }
 
 #[tokio::test]
