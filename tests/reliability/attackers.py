@@ -30,6 +30,8 @@ BODY_BYTES = 4 << 20
 TOKENIZERS = 16
 #: Rounds begin so far apart.
 ROUND_S = 1.0
+#: How long an attacker may take beyond its time, with what it has begun.
+OVERTIME_S = 45.0
 
 
 class Attack:
@@ -38,6 +40,7 @@ class Attack:
     def __init__(self, http_url, grpc_url, seconds, scale):
         self.http_url, self.grpc_url = http_url, grpc_url
         self.scale = scale
+        self.round_s = ROUND_S
         self.ends = time.monotonic() + seconds
         self.rng = random.Random(7)
 
@@ -58,8 +61,26 @@ class Attack:
             began = time.monotonic()
             await attack_once()
             num += 1
-            await asyncio.sleep(min(max(ROUND_S - (time.monotonic() - began), 0.0), self.left_s()))
+            await asyncio.sleep(min(max(self.round_s - (time.monotonic() - began), 0.0), self.left_s()))
         return num
+
+
+async def launch(name, stack, seconds, scale):
+    """Runs an attack on a stack in a process of its own; what it reports."""
+    process = await asyncio.create_subprocess_exec(
+        "nice", "-n", "10", sys.executable, __file__, name, stack.http_url, stack.grpc_url, str(seconds), str(scale),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    try:
+        output, log = await asyncio.wait_for(process.communicate(), seconds + OVERTIME_S)
+    except BaseException as error:
+        process.kill()
+        await process.wait()
+        if isinstance(error, TimeoutError):
+            return "did not come to an end"
+        raise
+    if process.returncode:
+        raise RuntimeError(f"the attacker {name} failed: {log.decode()[-1500:]}")
+    return json.loads(output)
 
 
 async def instant_aborts(attack):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from report import Report
+from servers import StartError, kill_all
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("singles", "attacks", "chaos", "pressure", "tenants", "overload", "soak")
@@ -90,8 +91,11 @@ async def _run(arguments):
             await importlib.import_module(f"scenarios.{name}").run(context)
         except Exception as error:
             # The other scenarios say something all the same.
-            traceback.print_exc()
+            if not isinstance(error, StartError):
+                traceback.print_exc()
             report.check(f"{name}: runs to its end", "so", f"{type(error).__name__}: {error}", False)
+        finally:
+            kill_all()
         report.note(f"{name}: took", f"{time.monotonic() - began:.0f} s")
     if arguments.out:
         when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())

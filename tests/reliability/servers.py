@@ -28,6 +28,10 @@ GAUGES = (
 )
 
 
+#: All processes there ever were, so that none outlives the script.
+_STARTED = []
+
+
 class StartError(Exception):
     """A process ended before it served; the message has its log."""
 
@@ -51,6 +55,7 @@ class Process:
         self._before = before
         self.urls = []
         self.child = None
+        _STARTED.append(self)
         self._start()
 
     def _start(self):
@@ -68,7 +73,7 @@ class Process:
         is_up.wait(PATIENCE_S)
         if not self.urls:
             self.kill()
-            raise StartError(f"`{' '.join(self.command)}` did not start: {self.log()[-2000:]}")
+            raise StartError(f"`{' '.join(self.command)}` did not start: {self.log()[-400:]}")
 
     def _read_banner(self, stdout, is_up):
         """The banner has a line for each address and ends with an empty one. The rest is read so that the process can
@@ -138,6 +143,14 @@ class Process:
         if "panicked" in self.log():
             return f"{self.role} panicked"
         return None
+
+
+def kill_all():
+    """Ends what an error has left running."""
+    for process in _STARTED:
+        if process.is_running():
+            process.kill()
+    _STARTED.clear()
 
 
 @dataclass
@@ -215,15 +228,11 @@ def three_processes(fused, *flags):
 
 @asynccontextmanager
 async def running(start, fused, *flags, report=None):
-    """A stack that is ready; ended afterwards, with a row in the report about how."""
-    stack = start(fused, *flags)
-    try:
-        await stack.wait_ready()
-        yield stack
-    except BaseException:
-        for process in stack.processes:
-            process.kill()
-        raise
+    """A stack that is ready; ended afterwards, with a row in the report about how. After an error it is left to
+    `kill_all`."""
+    stack = await asyncio.to_thread(start, fused, *flags)
+    await stack.wait_ready()
+    yield stack
     faults = await asyncio.to_thread(stack.end)
     if report is not None:
         report.check(f"{stack.name}: ends on SIGTERM", "status 0, no panic", "; ".join(faults) or "so", not faults)

@@ -4,18 +4,14 @@ Wanted of the honest clients: no failure, and latencies at most twice those with
 memory as before, gauges at 0. Attackers run at a lower priority (nice 10), because they stand for other machines."""
 
 import asyncio
-import json
-import sys
 import time
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import figures
 import honest
-from attackers import ATTACKS
+from attackers import ATTACKS, launch
 from servers import one_process, running, three_processes
 
-ATTACKERS = Path(__file__).parent.parent / "attackers.py"
 NUM_HONEST = 32
 BASELINE_S = 15.0
 #: How long each takes. Those that only hold something are held for longer than the server's bound of 30 or 60 s.
@@ -29,8 +25,6 @@ ALONE_S = {
     "tokenize_loops": 15.0,
 }
 TOGETHER_S = 60.0
-#: How long an attacker may take beyond its time, with what it has begun.
-OVERTIME_S = 45.0
 #: After an attack memory may be so much larger than before. What allocators keep for the next time is in it.
 KEPT_BYTES = 128 << 20
 #: During one it may grow by so much: the README's bound on bodies that a gateway holds, and once more for their use.
@@ -76,7 +70,8 @@ class _Bench:
         before = self.stack.rss_bytes()
         async with _peak_memory(self.stack) as memory:
             honest_clients = asyncio.create_task(self._honest(seconds))
-            reports = await asyncio.gather(*(self._attacker(name, seconds) for name in names))
+            scale = 0.25 if self.context.quick else 1.0
+            reports = await asyncio.gather(*(launch(name, self.stack, seconds, scale) for name in names))
             tally = await honest_clients
         told = "; ".join(f"{name} {seen}" if len(names) > 1 else str(seen) for name, seen in zip(names, reports))
         self.report.note(f"{what}: the attackers saw", told.replace('"', ""))
@@ -90,21 +85,6 @@ class _Bench:
     async def _honest(self, seconds):
         self.num_runs += 1
         return await honest.run_for(seconds, self.stack.http_url, self.num_honest, seed=self.num_runs)
-
-    async def _attacker(self, name, seconds):
-        scale = 0.25 if self.context.quick else 1.0
-        process = await asyncio.create_subprocess_exec(
-            "nice", "-n", "10", sys.executable, ATTACKERS, name, self.stack.http_url, self.stack.grpc_url,
-            str(seconds), str(scale), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
-        try:
-            output, log = await asyncio.wait_for(process.communicate(), seconds + OVERTIME_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            return "did not come to an end"
-        if process.returncode:
-            raise RuntimeError(f"the attacker {name} failed: {log.decode()[-1500:]}")
-        return json.loads(output)
 
     def _compare(self, what, tally):
         for name, quantity in (("ITL", honest.Tally.itl), ("TTFT", honest.Tally.ttft)):

@@ -14,7 +14,7 @@ from pathlib import Path
 import figures
 import honest
 import http1
-from attackers import BODY_BYTES, Attack, long_text, stream_resets, tokenize_loops
+from attackers import BODY_BYTES, Attack, launch, long_text, stream_resets
 from servers import PATIENCE_S, Process, one_process, running, three_processes
 
 CHART_VALUES = Path(__file__).resolve().parents[3] / "deploy" / "helm" / "fused" / "values.yaml"
@@ -68,8 +68,8 @@ async def small_beside_large(context):
             return await honest.run_for(seconds, stack.http_url, 1, num_tokens=1)
 
         alone = await small()
-        attack = Attack(stack.http_url, stack.grpc_url, seconds, 0.25 if context.quick else 1.0)
-        beside, seen = await asyncio.gather(small(), tokenize_loops(attack))
+        beside, seen = await asyncio.gather(
+            small(), launch("tokenize_loops", stack, seconds, 0.25 if context.quick else 1.0))
         context.report.check("R12, small requests beside 4 MiB of /tokenize from 16 clients: failures", "0",
                              beside.summary(), beside.outcomes and not beside.failures())
         half, most = beside.ttft(0.5), beside.ttft(0.99)
@@ -87,10 +87,8 @@ async def unread_log(context):
     _fill(writing)
     os.close(writing)
     try:
-        got = []
-        for _ in range(20):
-            got += await asyncio.gather(*(_status(process.url, "/v1/completions", {"max_tokens": "x"}, 5.0)
-                                          for _ in range(5)))
+        got = await asyncio.gather(*(_status(process.url, "/v1/completions", {"max_tokens": "x"}, 5.0)
+                                     for _ in range(100)))
         health = await _get_status(process.url, "/health")
         context.report.check("R16, a log that nobody reads: /health", "200", health, health == "200")
         answer = await honest.ask(process.url, "git", 5, timeout_s=20.0)
@@ -160,7 +158,9 @@ async def log_lines(context):
     finally:
         process.kill()
     async with running(one_process, context.fused, report=context.report) as stack:
-        seen = await stream_resets(Attack(stack.http_url, stack.grpc_url, seconds, 1.0))
+        attack = Attack(stack.http_url, stack.grpc_url, seconds, 1.0)
+        attack.round_s = 0.0
+        seen = await stream_resets(attack)
         _check_lines(context, f"rapid resets ({seen['reset']})", stack.processes[0], seconds)
 
 

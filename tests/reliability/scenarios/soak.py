@@ -3,16 +3,14 @@
 Wanted: no error, no slope of memory, no alarm of the watchdog and no moment of being unready, gauges at 0."""
 
 import asyncio
-import json
 import random
 import re
-import sys
 import time
 
 import figures
 import honest
 import http1
-from scenarios.attacks import ATTACKERS
+from attackers import launch
 from servers import one_process, running
 
 NUM_CLIENTS = 12
@@ -32,7 +30,7 @@ ALARM = re.compile(r"watchdog|no progress|has not landed|panicked|\bERROR\b", re
 async def run(context):
     """The scenario."""
     report = context.report
-    seconds = 8.0 if context.quick else context.soak_minutes * 60
+    seconds = 5.0 if context.quick else context.soak_minutes * 60
     async with running(one_process, context.fused, report=report) as stack:
         soak = _Soak(stack, seconds)
         await soak.run()
@@ -147,11 +145,7 @@ class _Soak:
         num = 0
         while self.goes_on():
             seconds = min(PULSE_S, max(self.ends - time.monotonic(), 0.1))
-            process = await asyncio.create_subprocess_exec(
-                "nice", "-n", "10", sys.executable, ATTACKERS, ATTACKS[num % len(ATTACKS)], self.stack.http_url,
-                self.stack.grpc_url, str(seconds), str(SCALE), stdout=asyncio.subprocess.PIPE)
-            output, _ = await process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"the attacker {ATTACKS[num % len(ATTACKS)]} failed")
-            json.loads(output)
+            seen = await launch(ATTACKS[num % len(ATTACKS)], self.stack, seconds, SCALE)
+            if isinstance(seen, str):
+                self.errors.append(f"{ATTACKS[num % len(ATTACKS)]} {seen}")
             num += 1
