@@ -1,4 +1,4 @@
-"""A raw HTTP/2 client over cleartext: streams that are reset, windows that stay shut, messages that are not finished."""
+"""A raw HTTP/2 client over cleartext: streams that are reset, windows that stay shut, messages without their ends."""
 
 import asyncio
 from urllib.parse import urlsplit
@@ -25,13 +25,13 @@ class Closed(Exception):
 
 
 class Connection:
-    """One connection. With `window` 0 the server may send heads but no body. Open it by `await Connection.open(url)`."""
+    """One connection, opened by `await Connection.open(url)`. With `window` 0 the server may send heads but no body."""
 
     def __init__(self, url, reader, writer, window):
         self._authority = urlsplit(url).netloc
         self._reader, self._writer = reader, writer
         self._gives_back = window is None
-        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8", validate_outbound_headers=False))
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         if window is not None:
             self._h2.local_settings = type(self._h2.local_settings)(
                 client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window, SettingCodes.ENABLE_PUSH: 0})

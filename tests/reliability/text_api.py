@@ -1,4 +1,4 @@
-"""Messages of `fused.text.v1` as bytes, written by hand: the attacks need a handful of fields, and no generated code."""
+"""Messages of `fused.text.v1` as bytes, written by hand: the attacks need only a handful of fields."""
 
 import struct
 

@@ -73,11 +73,14 @@ class _Bench:
             scale = 0.25 if self.context.quick else 1.0
             reports = await asyncio.gather(*(launch(name, self.stack, seconds, scale) for name in names))
             tally = await honest_clients
-        told = "; ".join(f"{name} {seen}" if len(names) > 1 else str(seen) for name, seen in zip(names, reports))
-        self.report.note(f"{what}: the attackers saw", told.replace('"', ""))
+        seen = dict(zip(names, reports, strict=True))
+        told = "; ".join(f"{name} {seen[name]}" if len(names) > 1 else str(seen[name]) for name in names)
+        self.report.note(f"{what}: the attackers saw", told.replace("'", ""))
+        unfinished = [name for name in names if isinstance(seen[name], str)]
+        self.report.check(f"{what}: attackers without an end", "none", ", ".join(unfinished) or "none", not unfinished)
         self.report.check(f"{what}: honest failures", "0", tally.summary(), tally.outcomes and not tally.failures())
         self._compare(what, tally)
-        await self._check_bounds(what, dict(zip(names, reports)), seconds)
+        self._check_bounds(what, seen, seconds)
         busy = await self.stack.busy_gauges()
         self.report.check(f"{what}: gauges afterwards", "all 0", ", ".join(busy) or "all 0", not busy)
         await self._check_memory(what, before, memory.peak)
@@ -94,7 +97,7 @@ class _Bench:
                    f"{figures.ms(quantity(self.undisturbed, 0.5))} → {figures.ms(quantity(tally, 0.5))}")
             self.report.timing(f"{what}: honest {name}", "p99 within 2 x", got, times <= 2.0)
 
-    async def _check_bounds(self, what, reports, seconds):
+    def _check_bounds(self, what, reports, seconds):
         """What is held open is closed by the server, where the attack lasts longer than its bound."""
         for name, seen in reports.items():
             if self.context.quick or not isinstance(seen, dict) or seconds < ALONE_S[name]:

@@ -37,7 +37,8 @@ async def run(context):
             url = stack.http_url
             alone = await honest.run_for(seconds, url, NUM_HONEST, num_tokens=NUM_TOKENS, headers=_key(HONEST))
             beside, greedy = await asyncio.gather(
-                honest.run_for(seconds, url, NUM_HONEST, num_tokens=NUM_TOKENS, headers=_key(HONEST)), _greed(url, seconds))
+                honest.run_for(seconds, url, NUM_HONEST, num_tokens=NUM_TOKENS, headers=_key(HONEST)),
+                _greed(url, seconds))
             _judge(report, alone, beside, greedy, seconds)
             if not quick:
                 await _come_back(report, url)
