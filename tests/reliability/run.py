@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import logging
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ def main():
     arguments = _parse()
     if INSIDE not in os.environ:
         _enter_environment()
+    # Clients and servers hold thousands of connections.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     # Foreign settings would change what is measured.
     for name in [name for name in os.environ if name.startswith("FUSED_")]:
         del os.environ[name]
