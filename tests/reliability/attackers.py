@@ -226,18 +226,21 @@ async def silent_connections(attack):
 
 
 async def announced_bodies(attack):
-    """Sockets that announce the largest body and send one byte of it."""
+    """Sockets that announce a body and send one byte of it: the largest bodies first, then smaller and smallest ones,
+    for which there is room when there is none for the larger."""
     counts = {"opened": 0, "still_open": 0}
 
-    async def one():
+    async def one(num_bytes, after_s):
+        await asyncio.sleep(after_s)
         reader, writer = await http1.connect(attack.http_url)
-        writer.write(http1.head(attack.http_url, "POST", "/v1/completions", BODY_BYTES) + b"{")
+        writer.write(http1.head(attack.http_url, "POST", "/v1/completions", num_bytes) + b"{")
         counts["opened"] += 1
         if not await is_answered(reader, attack.left_s()):
             counts["still_open"] += 1
         writer.transport.abort()
 
-    await gather(one() for _ in range(attack.part(ANNOUNCED)))
+    sizes = enumerate((BODY_BYTES, 64 << 10, 1 << 10))
+    await gather(one(size, 0.2 * idx) for idx, size in sizes for _ in range(attack.part(ANNOUNCED)))
     return counts
 
 

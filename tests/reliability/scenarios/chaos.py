@@ -24,6 +24,9 @@ PIECE_S = 0.5
 #: A client gives up then: none that was not begun may hang for so long.
 TIMEOUT_S = 30.0
 
+#: A process that says nothing is known for it after 6 s, and its requests go elsewhere at once then.
+ELSEWHERE_S = 8.0
+
 ROLES = ("engine", "tokenizer", "gateway")
 FAULTS = ("drain", "kill", "stop and go on", "stop and kill")
 
@@ -127,7 +130,8 @@ class _Case:
                                len(allowed) <= 0.75 * running_then)
         waits = [o.ttft() for o in outcomes if o.first and o.ended > self.at]
         longest = figures.quantile(waits, 1.0)
-        self.report.note(f"{self.what}: longest wait for a first token", figures.ms(longest))
+        self.report.timing(f"{self.what}: longest wait for a first token", f"within {ELSEWHERE_S:.0f} s",
+                           figures.ms(longest), longest is not None and longest <= ELSEWHERE_S)
 
     def _throughput(self, outcomes, began, ended):
         """Tokens a second before, and how long it was under half of that afterwards."""
