@@ -43,7 +43,7 @@ async def run(context):
                 for name in ATTACKS:
                     await bench.attack([name], ALONE_S[name])
                 await bench.measure_undisturbed()
-            await bench.attack(list(ATTACKS), 4.0 if context.quick else TOGETHER_S)
+            await bench.attack(list(ATTACKS), 3.0 if context.quick else TOGETHER_S)
 
 
 class _Bench:

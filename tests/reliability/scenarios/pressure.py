@@ -30,7 +30,7 @@ IDS = range(300, 3000)
 async def run(context):
     """The scenario."""
     report, quick = context.report, context.quick
-    seconds = 4.0 if quick else 60.0
+    seconds = 3.0 if quick else 60.0
     with tempfile.TemporaryDirectory(prefix="fused-pressure-") as folder:
         model = _with_context(Path(folder) / "demo", 2048 if quick else CONTEXT)
         async with running(one_process, context.fused, "--model", model, report=report) as stack:
