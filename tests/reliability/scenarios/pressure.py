@@ -1,7 +1,8 @@
 """Short chats with and without 1 % of very long prompts beside them, on the CPU: the demo model, its context set to
-8,192 tokens (rotary positions need no further weights; what it writes there is nonsense, and nobody reads it).
+4,096 tokens (rotary positions need no further weights; what it writes there is nonsense, and nobody reads it).
 
-The same arrivals twice. Wanted of the short ones: ITL and TTFT within 1.3 times of those without the long ones."""
+The same arrivals twice, at a rate that the server has the time for, long ones included. Wanted of the short ones: ITL
+and TTFT within 1.3 times of those without the long ones."""
 
 import asyncio
 import json
@@ -16,12 +17,12 @@ import honest
 from servers import one_process, running
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "demo-llama-tldr"
-CONTEXT = 8192
-LONG_PROMPT = 8000
+CONTEXT = 4096
+LONG_PROMPT = 4000
 LONG_OUTPUT = 32
 SHARE_OF_LONG = 0.01
-#: Arrivals are this share of what the server sustains of short requests.
-LOAD = 0.4
+#: Share of the server's time that all arrivals take together.
+LOAD = 0.6
 WITHIN = 1.3
 #: Token ids that are words of the model's vocabulary, neither bytes nor special ones.
 IDS = range(300, 3000)
@@ -34,13 +35,16 @@ async def run(context):
     with tempfile.TemporaryDirectory(prefix="fused-pressure-") as folder:
         model = _with_context(Path(folder) / "demo", 2048 if quick else CONTEXT)
         async with running(one_process, context.fused, "--model", model, report=report) as stack:
-            sustained = await _sustained(stack.http_url, 1.5 if quick else 8.0)
-            without = _arrivals(sustained * LOAD, seconds, 0.0, quick)
-            beside = _arrivals(sustained * LOAD, seconds, SHARE_OF_LONG, quick)
+            short_s = 1 / await _sustained(stack.http_url, 1.5 if quick else 8.0)
+            long_s = await _time_of_long(stack.http_url, quick)
+            rate = LOAD / (short_s + SHARE_OF_LONG * long_s)
+            without = _arrivals(rate, seconds, 0.0, quick)
+            beside = _arrivals(rate, seconds, SHARE_OF_LONG, quick)
             quiet, _ = await _replay(stack.http_url, without)
             loud, long = await _replay(stack.http_url, beside)
-            report.note("pressure: arrivals", f"{sustained * LOAD:.1f} short requests/s for {seconds:.0f} s, "
-                        f"{len(long.outcomes)} prompts of {_long_prompt(quick)} tokens beside them")
+            report.note("pressure: arrivals", f"{rate:.1f} short requests/s for {seconds:.0f} s, "
+                        f"{len(long.outcomes)} prompts of {_long_prompt(quick)} tokens beside them, each "
+                        f"{figures.ms(long_s)} alone")
             for name, tally in (("short alone", quiet), ("short beside long", loud), ("long", long)):
                 report.check(f"pressure: {name}: failures", "0", tally.summary(),
                              tally.outcomes and not tally.failures())
@@ -76,6 +80,13 @@ async def _sustained(url, seconds):
     began = time.monotonic()
     await asyncio.gather(*(loop() for _ in range(32)))
     return num / (time.monotonic() - began)
+
+
+async def _time_of_long(url, quick):
+    """Seconds that a long request takes by itself."""
+    rng = random.Random(6)
+    outcome = await honest.ask(url, [rng.choice(IDS) for _ in range(_long_prompt(quick))], LONG_OUTPUT)
+    return outcome.ended - outcome.began
 
 
 def _short(rng):
