@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the tokenizer.
@@ -11,9 +12,10 @@ pub struct Config {
     pub max_waiting_texts: usize,
     /// The largest prompt text, after the chat template.
     pub max_prompt_bytes: usize,
-    /// Whether a request may bring a chat template of its own. A template is a program: whoever writes one can make a
+    /// The program that renders the chat templates of requests, called with [`RENDER_COMMAND`](crate::RENDER_COMMAND)
+    /// once for each; none: a request may not bring one. A template is a program, too: whoever writes one can make a
     /// short request cost much memory and time.
-    pub trust_request_chat_template: bool,
+    pub request_template_renderer: Option<PathBuf>,
     /// How often every engine is asked for its model, which is also how soon a lost one is noticed as back.
     pub engine_check_interval: Duration,
 }
@@ -25,7 +27,7 @@ impl Default for Config {
             encode_threads: 2,
             max_waiting_texts: 1024,
             max_prompt_bytes: 4 << 20,
-            trust_request_chat_template: false,
+            request_template_renderer: None,
             engine_check_interval: Duration::from_secs(1),
         }
     }

@@ -92,6 +92,12 @@ impl Server {
         Ok(Self { child, urls, http, stderr: Some(stderr) })
     }
 
+    /// Its process's id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The address of a route.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
