@@ -26,7 +26,7 @@ pub enum Error {
         endpoint: String,
         /// What the hub's client says.
         #[source]
-        source: HubError,
+        source: Box<HubError>,
     },
     /// Not in the local cache, and the hub may not be asked.
     #[error("model `{model}`: not in the cache, and HF_HUB_OFFLINE forbids asking the hub")]

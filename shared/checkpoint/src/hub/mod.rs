@@ -87,7 +87,7 @@ impl Hub {
             model: model.to_owned(),
             what: what.to_owned(),
             endpoint: self.endpoint.clone(),
-            source,
+            source: Box::new(source),
         };
         let client = Client::new(&self.endpoint, self.token.clone());
         let listing = match (client.listing(&id), cached) {
