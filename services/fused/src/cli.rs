@@ -37,6 +37,9 @@ pub(crate) enum Command {
     Bench(Box<Bench>),
     /// Ask a service whether it is ready; exits with 0 if it is
     Probe(Probe),
+    /// Render one chat template from standard input; started by a tokenizer
+    #[command(hide = true, name = fused_tokenizer::RENDER_COMMAND)]
+    RenderChatTemplate,
 }
 
 #[derive(Args, Debug)]

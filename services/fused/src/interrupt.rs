@@ -12,7 +12,7 @@ use crate::process;
 /// How long work may take to notice that it shall end. A read from a pipe that nobody writes to never does.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Ctrl-C and SIGTERM, for a tool that must leave nothing half done.
+/// Ctrl-C, SIGTERM and a closed terminal, for a tool that must leave nothing half done.
 ///
 /// The work is asked to end, and drops what it has begun. Where it does not within some seconds, or the signal comes
 /// again, the process ends at once.
@@ -36,7 +36,7 @@ impl Interrupt {
             .name("signals".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
-                    let signal = signals.next().await;
+                    let signal = signals.next_or_hangup().await;
                     told.told.store(true, Ordering::Relaxed);
                     // Nothing is left to do where standard error is gone.
                     let _ = writeln!(
@@ -44,7 +44,7 @@ impl Interrupt {
                         "fused: {signal}: ending, and leaving nothing half written"
                     );
                     // Too late or told twice is the same.
-                    let _ = tokio::time::timeout(GRACE, signals.next()).await;
+                    let _ = tokio::time::timeout(GRACE, signals.next_or_hangup()).await;
                 });
                 told.end_at_once()
             })

@@ -46,5 +46,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Eval(command) => eval::run(&command),
         Command::Bench(bench) => bench::run(&bench),
         Command::Probe(probe) => probe::run(&probe),
+        Command::RenderChatTemplate => Ok(fused_tokenizer::render_chat_template()?),
     }
 }

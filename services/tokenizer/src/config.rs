@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the tokenizer.
@@ -14,9 +15,10 @@ pub struct Config {
     pub max_text_memory_bytes: usize,
     /// The largest prompt text, after the chat template.
     pub max_prompt_bytes: usize,
-    /// Whether a request may bring a chat template of its own. A template is a program: whoever writes one can make a
+    /// The program that renders the chat templates of requests, called with [`RENDER_COMMAND`](crate::RENDER_COMMAND)
+    /// once for each; none: a request may not bring one. A template is a program, too: whoever writes one can make a
     /// short request cost much memory and time.
-    pub trust_request_chat_template: bool,
+    pub request_template_renderer: Option<PathBuf>,
     /// How soon an engine that cannot be used is tried again; one that can be tells by itself when that changes.
     pub engine_check_interval: Duration,
 }
@@ -29,7 +31,7 @@ impl Default for Config {
             max_waiting_texts: 1024,
             max_text_memory_bytes: 256 << 20,
             max_prompt_bytes: 4 << 20,
-            trust_request_chat_template: false,
+            request_template_renderer: None,
             engine_check_interval: Duration::from_secs(1),
         }
     }

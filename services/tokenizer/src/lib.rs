@@ -26,6 +26,7 @@ mod tokenizer_config;
 #[cfg(test)]
 mod tests;
 
+pub use chat_template::{RENDER_COMMAND, answer_render_job, render_chat_template};
 pub use config::Config;
 pub use error::Error;
 pub use fused_transport::Readiness;

@@ -50,11 +50,8 @@ impl Tokenizer {
         let json = files.read("tokenizer.json")?.ok_or(Error::NoTokenizer)?;
         let vocabulary = Arc::new(Vocabulary::load(&json, patch)?);
         let tokenizer_config = TokenizerConfig::load(files)?;
-        let request_templates = if config.trust_request_chat_template {
-            RequestTemplates::Rendered
-        } else {
-            RequestTemplates::Refused
-        };
+        let request_templates =
+            config.request_template_renderer.map_or(RequestTemplates::Refused, RequestTemplates::Isolated);
         let encoder = PromptEncoder {
             vocabulary: Arc::clone(&vocabulary),
             templates: ChatTemplates::load(&tokenizer_config, request_templates),

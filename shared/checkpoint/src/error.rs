@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use hf_hub::api::sync::ApiError;
+use crate::HubError;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The model is neither a directory nor a hub id.
-    #[error("model `{model}`: no such directory, and not a hub id of the form org/name[@revision]")]
+    #[error("model `{model}`: no such directory, and not a hub id of the form [org/]name[@revision]")]
     NotAModel {
         /// What was asked for.
         model: String,
@@ -26,7 +26,7 @@ pub enum Error {
         endpoint: String,
         /// What the hub's client says.
         #[source]
-        source: Box<ApiError>,
+        source: Box<HubError>,
     },
     /// Not in the local cache, and the hub may not be asked.
     #[error("model `{model}`: not in the cache, and HF_HUB_OFFLINE forbids asking the hub")]
@@ -35,7 +35,7 @@ pub enum Error {
         model: String,
     },
     /// No place for the hub's cache.
-    #[error("no home directory for the hub's cache: set HF_HOME")]
+    #[error("no home directory for the hub's cache: set HF_HOME or HF_HUB_CACHE")]
     NoCacheDir,
     /// A file that every model has is absent.
     #[error("model `{model}`: {file} is missing")]
@@ -158,4 +158,12 @@ pub enum Error {
         /// How many are read.
         max_shards: usize,
     },
+}
+
+impl Error {
+    /// Whether a hub, the network or the cache failed where the model's name may be right.
+    #[must_use]
+    pub fn is_the_hubs(&self) -> bool {
+        matches!(self, Self::Download { source, .. } if !source.is_the_callers())
+    }
 }

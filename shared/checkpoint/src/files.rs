@@ -66,8 +66,8 @@ impl ModelFiles {
         Self { name: name.to_owned(), source: Source::Embedded(files) }
     }
 
-    /// An existing directory, or else a hub id `org/name[@revision]`, of which what is `wanted` is downloaded as
-    /// HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE say. Blocks while it downloads.
+    /// An existing directory, or else a hub id `[org/]name[@revision]`, of which what is `wanted` is downloaded as
+    /// HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE say. Blocks while it downloads.
     ///
     /// # Errors
     /// Neither, or the download failed.

@@ -17,6 +17,7 @@ mod writer;
 pub use config::{Activation, Family, ModelConfig, Rope, RopeScaling};
 pub use error::{Error, Result};
 pub use files::{FileBytes, ModelFiles, Wanted};
+pub use hub::HubError;
 pub use tensor::{Dtype, StoredDtype, StoredTensor, Tensor};
 pub use weights::Checkpoint;
 pub use writer::{NewTensor, Shards, TensorSink};

@@ -23,7 +23,11 @@ pub use signal::ShutdownSignals;
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     shared: Arc<Shared>,
+    tier: usize,
 }
+
+/// Services that hand a request on to one another: gateway, tokenizer, engine.
+const NUM_TIERS: usize = 3;
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -32,7 +36,8 @@ struct Shared {
     tracker: TaskTracker,
     next_task: AtomicU64,
     running: Mutex<BTreeMap<u64, &'static str>>,
-    requests: AtomicUsize,
+    /// By tier.
+    requests: [AtomicUsize; NUM_TIERS],
     request_ended: Notify,
 }
 
@@ -55,11 +60,12 @@ pub struct Late {
 #[derive(Debug)]
 pub struct RequestGuard {
     shared: Arc<Shared>,
+    tier: usize,
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.shared.requests.fetch_sub(1, Ordering::AcqRel);
+        self.shared.requests[self.tier].fetch_sub(1, Ordering::AcqRel);
         self.shared.request_ended.notify_waiters();
     }
 }
@@ -82,6 +88,13 @@ impl Lifecycle {
         Self::default()
     }
 
+    /// The same process to a service that stands so many services behind the first: what the first has handed on to it
+    /// is the same request, and is counted there.
+    #[must_use]
+    pub fn tier(&self, num_before: usize) -> Self {
+        Self { shared: Arc::clone(&self.shared), tier: num_before.min(NUM_TIERS - 1) }
+    }
+
     /// Starts a task. It runs to its end; one that waits for work must also wait for [`stopped`](Self::stopped).
     pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
     where
@@ -102,16 +115,17 @@ impl Lifecycle {
     /// # Errors
     /// [`Draining`] from the moment [`begin_drain`](Self::begin_drain) was called.
     pub fn request(&self) -> Result<RequestGuard, Draining> {
-        self.shared.requests.fetch_add(1, Ordering::AcqRel);
+        self.shared.requests[self.tier].fetch_add(1, Ordering::AcqRel);
         // Counted before the stage is read: a drain that begins now sees this request.
-        let guard = RequestGuard { shared: Arc::clone(&self.shared) };
+        let guard = RequestGuard { shared: Arc::clone(&self.shared), tier: self.tier };
         if self.is_draining() { Err(Draining) } else { Ok(guard) }
     }
 
-    /// Requests in flight.
+    /// Requests in flight, as the first service counts them that has any: those behind it have the same ones.
     #[must_use]
     pub fn num_requests(&self) -> usize {
-        self.shared.requests.load(Ordering::Acquire)
+        let mut counts = self.shared.requests.iter().map(|count| count.load(Ordering::Acquire));
+        counts.find(|count| *count > 0).unwrap_or(0)
     }
 
     /// Whether new requests are refused.
@@ -191,6 +205,24 @@ mod tests {
         let cut = lifecycle.shut_down(Duration::from_secs(3), Duration::from_secs(1)).await.unwrap();
         assert_eq!(cut, 1);
         drop(request);
+        assert_eq!(lifecycle.num_requests(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_handed_on_is_one_and_each_part_of_it_is_waited_for() {
+        let lifecycle = Lifecycle::new();
+        let tiers = [lifecycle.tier(0), lifecycle.tier(1), lifecycle.tier(2)];
+        let mut parts: Vec<_> = tiers.iter().map(|tier| tier.request().unwrap()).collect();
+        // A second prompt of the same request.
+        parts.push(tiers[1].request().unwrap());
+        assert_eq!(lifecycle.num_requests(), 1);
+        parts.remove(0);
+        assert_eq!(lifecycle.num_requests(), 2);
+        parts.pop();
+        parts.remove(0);
+        let cut = lifecycle.shut_down(Duration::from_secs(3), Duration::from_secs(1)).await.unwrap();
+        assert_eq!(cut, 1);
+        drop(parts);
         assert_eq!(lifecycle.num_requests(), 0);
     }
 

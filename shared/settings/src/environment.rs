@@ -1,7 +1,12 @@
+use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::sync::LazyLock;
 
 use figment::value::{Dict, Map, Value};
 use figment::{Error, Metadata, Profile, Provider};
+use strsim::damerau_levenshtein;
+
+use crate::Settings;
 
 /// What every variable of ours begins with.
 pub(crate) const PREFIX: &str = "FUSED_";
@@ -9,7 +14,7 @@ pub(crate) const PREFIX: &str = "FUSED_";
 pub(crate) const SOURCE: &str = "the environment";
 
 /// Settings whose value is text, however much it looks like a number: a key `007` is not `7`.
-const TEXTS: [&str; 19] = [
+pub(crate) const TEXTS: [&str; 19] = [
     "model",
     "served_model_name",
     "patch_vocabulary",
@@ -33,11 +38,17 @@ const TEXTS: [&str; 19] = [
 
 /// Variables that are read by others: `FUSED_CONFIG` names the settings file; the rest belongs to tests and to
 /// `fused bench`.
-const NO_SETTINGS: [&str; 3] = ["config", "test_", "bench_"];
+const NO_SETTINGS: [&str; 3] = [CONFIG, "test_", "bench_"];
+const CONFIG: &str = "config";
+
+/// What Kubernetes writes into `<SERVICE>_PORT` of every pod beside a service, such as a service `fused` into
+/// `FUSED_PORT`.
+const SERVICE_LINKS: [&str; 3] = ["tcp://", "udp://", "sctp://"];
 
 /// The process's environment as a source of settings.
 pub(crate) struct Environment {
     variables: Vec<(String, String)>,
+    foreign: Vec<String>,
 }
 
 impl Environment {
@@ -45,14 +56,54 @@ impl Environment {
         Self::new(std::env::vars_os())
     }
 
+    /// A variable that is nearly a setting is kept, and refused by its name later: a misspelt bound would go unnoticed.
+    /// Any other belongs to somebody else: Kubernetes names the services of a namespace in every pod of it.
     fn new(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
-        let variables = variables.filter_map(|(name, value)| {
-            let key = name.to_str()?.strip_prefix(PREFIX)?.to_ascii_lowercase();
-            let is_setting = key != NO_SETTINGS[0] && !NO_SETTINGS[1..].iter().any(|no| key.starts_with(no));
-            is_setting.then(|| (key, value.to_string_lossy().into_owned()))
-        });
-        Self { variables: variables.collect() }
+        let mut environment = Self { variables: Vec::new(), foreign: Vec::new() };
+        for (name, value) in variables {
+            let Some(key) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            let (key, value) = (key.to_ascii_lowercase(), value.to_string_lossy().into_owned());
+            if key == NO_SETTINGS[0] || NO_SETTINGS[1..].iter().any(|no| key.starts_with(no)) {
+                continue;
+            }
+            let is_link =
+                key.ends_with("port") && SERVICE_LINKS.iter().any(|scheme| value.starts_with(scheme));
+            if !is_link && (keys().contains(&key) || nearest(&key).is_some()) {
+                environment.variables.push((key, value));
+            } else {
+                environment.foreign.push(format!("{PREFIX}{}", key.to_uppercase()));
+            }
+        }
+        environment.foreign.sort_unstable();
+        environment
     }
+}
+
+/// The variables that begin as ours do and are no settings; whoever misses one finds it in this list.
+#[must_use]
+pub fn foreign_variables() -> Vec<String> {
+    Environment::of_process().foreign
+}
+
+/// The names of all settings.
+pub(crate) fn keys() -> &'static BTreeSet<String> {
+    static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        let settings = Value::serialize(Settings::default()).ok().and_then(Value::into_dict);
+        settings.unwrap_or_default().into_keys().collect()
+    });
+    &KEYS
+}
+
+/// The setting that a name which is none is likely to mean.
+pub(crate) fn nearest(name: &str) -> Option<&'static str> {
+    let candidates = keys().iter().map(String::as_str).chain([CONFIG]);
+    let (distance, key) = candidates.map(|key| (damerau_levenshtein(name, key), key)).min()?;
+    let most = match key.len() {
+        ..=5 => 1,
+        6..=10 => 2,
+        _ => 3,
+    };
+    (distance <= most).then_some(key)
 }
 
 impl Provider for Environment {
@@ -113,11 +164,43 @@ mod tests {
 
     #[test]
     fn what_belongs_to_others_is_left_alone() {
-        assert!(
-            settings(&[("FUSED_CONFIG", "x"), ("FUSED_TEST_DATA", "x"), ("FUSED_BENCH_API_KEY", "x")])
-                .is_ok()
-        );
-        assert!(settings(&[("FUSED_CONFIGURATION", "x")]).is_err());
+        let kubernetes = [
+            ("FUSED_GATEWAY_SERVICE_HOST", "10.0.0.1"),
+            ("FUSED_GATEWAY_SERVICE_PORT_HTTP", "8000"),
+            ("FUSED_ENGINE_PORT", "tcp://10.0.0.2:50051"),
+            ("FUSED_ENGINE_PORT_50051_TCP_ADDR", "10.0.0.2"),
+            // Of services named `fused`, `fused-x` and `fused-metrics`.
+            ("FUSED_PORT", "tcp://10.0.0.3:80"),
+            ("FUSED_SERVICE_HOST", "10.0.0.3"),
+            ("FUSED_SERVICE_PORT", "80"),
+            ("FUSED_X_PORT", "udp://10.0.0.4:80"),
+            ("FUSED_METRICS_PORT", "tcp://10.0.0.4:80"),
+            ("FUSED_CONFIGURATION", "x"),
+        ];
+        assert_eq!(settings(&kubernetes).unwrap(), Settings::default());
+        let variables = kubernetes.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        assert_eq!(Environment::new(variables).foreign.len(), kubernetes.len());
+        let ours = [("FUSED_CONFIG", "x"), ("FUSED_TEST_DATA", "x"), ("FUSED_BENCH_API_KEY", "x")];
+        assert!(settings(&ours).is_ok());
+        let variables = ours.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        assert_eq!(Environment::new(variables).foreign, [""; 0]);
+    }
+
+    #[test]
+    fn a_misspelt_setting_is_refused() {
+        for (name, meant) in [
+            ("MODLE", "model"),
+            ("HOSTS", "host"),
+            ("CONFGI", "config"),
+            ("API_KEYS", "api_key"),
+            ("MAX_NUM_SEQUENCE", "max_num_sequences"),
+            ("KV_CACHE_BYTE", "kv_cache_bytes"),
+            ("DRAIN_TIMEOUT", "drain_timeout_s"),
+            ("TOKEN_BUGDET", "token_budget"),
+        ] {
+            assert!(settings(&[(&format!("{PREFIX}{name}"), "1")]).is_err(), "{name}");
+            assert_eq!(nearest(&name.to_lowercase()), Some(meant));
+        }
     }
 
     #[test]

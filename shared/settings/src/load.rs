@@ -4,24 +4,9 @@ use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use serde::Serialize;
 
-use crate::environment::{Environment, PREFIX, SOURCE};
-use crate::scheduling;
+use crate::environment::{Environment, PREFIX, SOURCE, nearest};
 use crate::{EngineFlags, Flags, Settings};
-
-/// Messages that any client must be allowed to lag behind.
-const MIN_STREAM_BUFFER: usize = 64;
-
-/// A day: whoever wants to wait longer wants no watchdog.
-const MAX_WATCHDOG_TIMEOUT_S: f64 = 86_400.0;
-
-/// A body becomes one gRPC message, and those may have 16 MiB.
-const MAX_BODY_BYTES: usize = 15 << 20;
-
-/// Longer than any load balancer keeps an idle connection.
-const MAX_HTTP_KEEP_ALIVE_S: u64 = 86_400;
-/// Memory for requests: enough for one, and no more than any machine has.
-const MIN_BUFFERED_BYTES: usize = 1 << 20;
-const MAX_BUFFERED_BYTES: usize = 1 << 40;
+use crate::{bounds, scheduling};
 
 /// Settings that cannot be used; says which key and where it came from.
 #[derive(Debug, thiserror::Error)]
@@ -66,60 +51,24 @@ fn merge(defaults: Settings, file: Option<&Path>, flags: &impl Serialize) -> Res
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    let mut settings: Settings = figment
-        .merge(Environment::of_process())
-        .merge(Serialized::globals(flags))
-        .extract()
-        .map_err(|error| SettingsError::Invalid(Box::new(error)))?;
+    checked(figment.merge(Environment::of_process()).merge(Serialized::globals(flags)))
+}
+
+pub(crate) fn checked(figment: Figment) -> Result<Settings, SettingsError> {
+    let mut settings: Settings =
+        figment.extract().map_err(|error| SettingsError::Invalid(Box::new(error)))?;
     scheduling::complete(&mut settings);
     check(&settings)?;
     Ok(settings)
 }
 
 fn check(settings: &Settings) -> Result<(), SettingsError> {
-    let at_least_one = [
-        ("max_num_sequences", settings.max_num_sequences),
-        ("max_waiting_requests", settings.max_waiting_requests),
-        ("tokenizer_threads", settings.tokenizer_threads),
-        ("max_waiting_texts", settings.max_waiting_texts),
-        ("max_requests_in_flight", settings.max_requests_in_flight),
-        ("max_body_bytes", settings.max_body_bytes),
-        ("max_model_len", settings.max_model_len.unwrap_or(1)),
-    ];
-    for (key, value) in at_least_one {
-        if value == 0 {
-            return Err(SettingsError::OutOfRange { key, problem: "must be at least 1".to_owned() });
-        }
-    }
+    bounds::check(settings)?;
     scheduling::check(settings)?;
-    // With less, a client that is merely not quicker than the engine would lose its request.
-    if settings.stream_buffer < MIN_STREAM_BUFFER {
-        let problem = format!("must be at least {MIN_STREAM_BUFFER}, not {}", settings.stream_buffer);
-        return Err(SettingsError::OutOfRange { key: "stream_buffer", problem });
-    }
-    if !(0.0..=MAX_WATCHDOG_TIMEOUT_S).contains(&settings.watchdog_timeout_s) {
-        let problem =
-            format!("must be from 0 to {MAX_WATCHDOG_TIMEOUT_S}, not {}", settings.watchdog_timeout_s);
-        return Err(SettingsError::OutOfRange { key: "watchdog_timeout_s", problem });
-    }
     // A key that was meant to be set must not leave the door open.
     if settings.api_key.iter().any(String::is_empty) {
         let problem = "is empty: set a key, or leave the setting out to let everybody in".to_owned();
         return Err(SettingsError::OutOfRange { key: "api_key", problem });
-    }
-    if settings.max_body_bytes > MAX_BODY_BYTES {
-        let problem = format!("must be at most {MAX_BODY_BYTES}, not {}", settings.max_body_bytes);
-        return Err(SettingsError::OutOfRange { key: "max_body_bytes", problem });
-    }
-    if !(1..=MAX_HTTP_KEEP_ALIVE_S).contains(&settings.http_keep_alive_s) {
-        let problem = format!("must be 1 to {MAX_HTTP_KEEP_ALIVE_S}, not {}", settings.http_keep_alive_s);
-        return Err(SettingsError::OutOfRange { key: "http_keep_alive_s", problem });
-    }
-    if let Some(max) = settings.max_buffered_bytes
-        && !(MIN_BUFFERED_BYTES..=MAX_BUFFERED_BYTES).contains(&max)
-    {
-        let problem = format!("must be from {MIN_BUFFERED_BYTES} to {MAX_BUFFERED_BYTES}, not {max}");
-        return Err(SettingsError::OutOfRange { key: "max_buffered_bytes", problem });
     }
     if settings.attention_backend != "fa_vattn" {
         return Err(SettingsError::OutOfRange {
@@ -142,12 +91,6 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
             problem: format!("must be over 0 and at most 1, not {}", settings.gpu_memory_utilization),
         });
     }
-    if !(0.0..=1.0).contains(&settings.trace_sample_ratio) {
-        return Err(SettingsError::OutOfRange {
-            key: "trace_sample_ratio",
-            problem: format!("must be from 0 to 1, not {}", settings.trace_sample_ratio),
-        });
-    }
     Ok(())
 }
 
@@ -164,11 +107,14 @@ fn describe(error: &figment::Error) -> String {
             });
             let key = error.path.join(".");
             match &error.kind {
-                figment::error::Kind::UnknownField(name, _) if is_environment => {
-                    format!("there is no setting `{name}` ({PREFIX}{} in {SOURCE})", name.to_uppercase())
-                }
                 figment::error::Kind::UnknownField(name, _) => {
-                    format!("there is no setting `{name}`{source}")
+                    let source = if is_environment {
+                        format!(" ({PREFIX}{} in {SOURCE})", name.to_uppercase())
+                    } else {
+                        source
+                    };
+                    let hint = nearest(name).map_or_else(String::new, |key| format!("; is {key} meant?"));
+                    format!("there is no setting `{name}`{source}{hint}")
                 }
                 kind if key.is_empty() => format!("{kind}{source}"),
                 kind => format!("setting {key}: {kind}{source}"),
@@ -281,6 +227,7 @@ mod tests {
         let path = file.path().to_str().unwrap();
         let error = load(&flags(&["--config", path])).unwrap_err().to_string();
         assert!(error.contains("`modle`") && error.contains(path), "{error}");
+        assert!(error.ends_with("; is model meant?"), "{error}");
     }
 
     #[test]

@@ -57,17 +57,6 @@ pub(crate) fn check(settings: &Settings) -> Result<(), SettingsError> {
             return Err(out_of_range("target_inter_token_latency_ms", problem));
         }
     }
-    for (key, value) in [
-        ("token_budget", settings.token_budget),
-        ("chunk_size_high", settings.chunk_size_high),
-        ("chunk_size_low", settings.chunk_size_low),
-        ("chunk_schedule_max_tokens", settings.chunk_schedule_max_tokens),
-        ("chunk_schedule_stages", settings.chunk_schedule_stages),
-    ] {
-        if value == Some(0) {
-            return Err(out_of_range(key, "must be at least 1"));
-        }
-    }
     check_chunk_schedule(settings)
 }
 
@@ -107,14 +96,14 @@ fn one_of(key: &'static str, value: &str, allowed: &[&str], num_shown: usize) ->
 }
 
 /// NaN is in no range.
-fn within(key: &'static str, value: f64, range: RangeInclusive<f64>) -> Result<(), SettingsError> {
+pub(crate) fn within(key: &'static str, value: f64, range: RangeInclusive<f64>) -> Result<(), SettingsError> {
     if range.contains(&value) {
         return Ok(());
     }
     Err(out_of_range(key, format!("must be from {} to {}, not {value}", range.start(), range.end())))
 }
 
-fn out_of_range(key: &'static str, problem: impl Into<String>) -> SettingsError {
+pub(crate) fn out_of_range(key: &'static str, problem: impl Into<String>) -> SettingsError {
     SettingsError::OutOfRange { key, problem: problem.into() }
 }
 
@@ -126,7 +115,8 @@ mod tests {
         let mut settings = Settings::default();
         change(&mut settings);
         complete(&mut settings);
-        check(&settings).map(|()| settings).map_err(|error| error.to_string())
+        let checked = crate::bounds::check(&settings).and_then(|()| check(&settings));
+        checked.map(|()| settings).map_err(|error| error.to_string())
     }
 
     #[test]

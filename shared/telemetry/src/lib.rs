@@ -11,8 +11,10 @@ mod metrics;
 mod traces;
 
 pub use logs::LogFormat;
+use logs::LogWriter;
 pub use metrics::Metrics;
 
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -50,15 +52,20 @@ pub enum Error {
         /// Why.
         source: opentelemetry_otlp::ExporterBuildError,
     },
+    /// Standard error, where log lines go, is closed.
+    #[error("standard error cannot be written to")]
+    StandardError(#[source] std::io::Error),
     /// Something else in this process has installed a log subscriber or a metrics recorder.
     #[error("telemetry is set up already in this process")]
     AlreadySetUp,
 }
 
 /// Telemetry of this process; to be shut down when the process ends.
-#[derive(Debug)]
 pub struct Telemetry {
     tracer: Option<opentelemetry_sdk::trace::SdkTracerProvider>,
+    log_writer: LogWriter,
+    /// Of those already told of.
+    num_lines_dropped: u64,
 }
 
 impl Telemetry {
@@ -68,20 +75,32 @@ impl Telemetry {
     /// # Errors
     /// See [`Error`].
     pub fn start(config: &Config) -> Result<Self, Error> {
-        let filter = tracing_subscriber::EnvFilter::try_new(&config.log_filter)
+        let directives = EnvFilter::try_new(&config.log_filter)
             .map_err(|source| Error::LogFilter { filter: config.log_filter.clone(), source })?;
+        let log_writer = LogWriter::stderr().map_err(Error::StandardError)?;
         let tracer = traces::provider(config)?;
         let spans = tracer.as_ref().map(traces::layer);
         tracing_subscriber::registry()
-            .with(filter)
-            .with(logs::layer(config.log_format))
+            .with(logs::layer(config.log_format, directives, log_writer.queue()))
             .with(spans)
             .try_init()
             .map_err(|_| Error::AlreadySetUp)?;
-        Ok(Self { tracer })
+        Ok(Self { tracer, log_writer, num_lines_dropped: 0 })
     }
 
-    /// Sends the spans that are still buffered.
+    /// Tells of log lines that were lost since the last call, in a metric and in the log itself; to be called every few
+    /// seconds.
+    pub fn report_losses(&mut self) {
+        let num_dropped = self.log_writer.num_dropped();
+        ::metrics::counter!("fused_log_lines_dropped_total").absolute(num_dropped);
+        if num_dropped > self.num_lines_dropped {
+            let num_lines = num_dropped - self.num_lines_dropped;
+            tracing::warn!(num_lines, "log lines were lost: standard error is read too slowly");
+            self.num_lines_dropped = num_dropped;
+        }
+    }
+
+    /// Sends the spans that are still buffered, and writes the last lines.
     pub fn shut_down(self) {
         if let Some(tracer) = self.tracer
             && let Err(error) = tracer.shutdown()

@@ -93,7 +93,8 @@ impl Server {
     }
 
     /// The process's id.
-    pub(crate) fn id(&self) -> u32 {
+    #[must_use]
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 

@@ -45,6 +45,9 @@ pub enum Error {
     /// The tokenizer's parts do not fit together.
     #[error("tokenizer.json is refused")]
     Tokenizer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The tokenizer makes much of little text.
+    #[error("tokenizer.json is refused: what it does to a text before splitting it into tokens {0}")]
+    Normalizer(String),
     /// The tokenizer turns ids into text in a way that is not known here.
     #[error("tokenizer.json has a decoder of kind {0}, which is not supported")]
     UnsupportedDecoder(String),

@@ -59,10 +59,13 @@ pub(crate) async fn start_engine(process: &Arc<Process>, loaded: Loaded) -> anyh
         let config = engine_config(settings, model::served_name(settings, &loaded.files), device)?;
         let embeddings = model::patch_embeddings(settings.patch_vocabulary.as_deref())?;
         let (files, patch) = (&loaded.files, loaded.patch);
-        device.start(config, files, patch, embeddings.as_ref(), &process.lifecycle)
+        device.start(config, files, patch, embeddings.as_ref(), &process.lifecycle.tier(2))
     });
     started.await?
 }
+
+/// As it was started, even where its file was replaced meanwhile.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Starts a tokenizer in front of engines.
 pub(crate) fn start_tokenizer(
@@ -77,10 +80,10 @@ pub(crate) fn start_tokenizer(
         max_waiting_texts: settings.max_waiting_texts,
         max_prompt_bytes: settings.max_body_bytes,
         max_text_memory_bytes: buffered::max_bytes(settings),
-        trust_request_chat_template: settings.trust_request_chat_template,
+        request_template_renderer: settings.trust_request_chat_template.then(|| THIS_PROGRAM.into()),
         ..fused_tokenizer::Config::default()
     };
-    Ok(Tokenizer::start(config, &loaded.files, loaded.patch.clone(), engines, &process.lifecycle)?)
+    Ok(Tokenizer::start(config, &loaded.files, loaded.patch.clone(), engines, &process.lifecycle.tier(1))?)
 }
 
 /// Starts a gateway on a socket.

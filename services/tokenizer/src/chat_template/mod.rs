@@ -1,33 +1,45 @@
 //! Chat templates: Jinja as transformers runs it (trimmed blocks, loop controls, Python's string methods), with fuel, so
-//! that no template can run on. A request's own template is rendered only where the server trusts it.
+//! that no template can run on, and on a stack of its own, so that none ends the process by being deep. What fuel does
+//! not see (comparing, joining and dropping values that contain one another a thousand times) a model's template may
+//! still do; a request's own one, where the server allows it, is rendered by a process of its own, whose memory and
+//! time the operating system bounds.
 
 mod conversation;
+mod deep_stack;
+mod environment;
+mod isolated;
+mod methods;
+mod source;
 mod tojson;
 
+use std::path::PathBuf;
+
 use fused_status::{Code, Error, Result};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+use minijinja::{Environment, ErrorKind, Value};
 
 pub(crate) use conversation::{ChatRequest, Conversation};
+use deep_stack::on_deep_stack;
+use environment::environment;
+pub use isolated::{RENDER_COMMAND, answer_render_job, render_chat_template};
+use source::check_source;
 
 use crate::events;
 use crate::tokenizer_config::TokenizerConfig;
 
-/// What one rendering may cost, in the template engine's measure: an instruction is 1, and so are 64 bytes that a template
-/// writes, copies or looks through. So it bounds the time (half a million instructions) as well as the memory (32 MB).
-/// The templates of Llama 3 and Qwen 2.5 take 38,000 to 45,000 for 200 messages that fill a context of 128 Ki tokens.
-const FUEL: u64 = 500_000;
 /// The largest template that a request may bring.
 const MAX_TEMPLATE_BYTES: usize = 64 << 10;
+/// The largest that a model may have; the largest published ones have some 30 KB. How deep a template nests is bounded by
+/// its length and that of its tags, and by that the stack that it takes.
+const MAX_MODEL_TEMPLATE_BYTES: usize = 128 << 10;
 const DEFAULT: &str = "default";
 /// The template for conversations with tools, where a model has one of its own for them.
 const TOOL_USE: &str = "tool_use";
 
 /// What becomes of a template that a request brings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RequestTemplates {
-    /// It is rendered: whoever may send requests is trusted.
-    Rendered,
+    /// It is rendered by a process of its own: this program, called with [`RENDER_COMMAND`].
+    Isolated(PathBuf),
     Refused,
 }
 
@@ -43,7 +55,7 @@ impl ChatTemplates {
         let mut environment = environment();
         for (name, template) in config.chat_templates() {
             // A model whose template is beyond us can still complete text.
-            if let Err(error) = environment.add_template_owned(name.to_owned(), template.to_owned()) {
+            if let Err(error) = add_template(&mut environment, name, template) {
                 events::broken_chat_template(name, &error);
             }
         }
@@ -55,20 +67,29 @@ impl ChatTemplates {
     /// Renders a conversation to the prompt's text.
     pub(crate) fn render(&self, conversation: &Conversation) -> Result<String> {
         let context = conversation.context(&self.special_tokens);
-        let rendered = match &conversation.template {
-            Some(_) if self.request_templates == RequestTemplates::Refused => {
+        let text = match (&conversation.template, &self.request_templates) {
+            (Some(_), RequestTemplates::Refused) => {
                 let message = "this server renders the model's own chat template only; its setting \
                                `trust_request_chat_template` allows others";
                 return Err(Error::new(Code::Unsupported, message).with_param("chat_template"));
             }
-            Some(template) if template.len() > MAX_TEMPLATE_BYTES => {
+            (Some(template), _) if template.len() > MAX_TEMPLATE_BYTES => {
                 let message = format!("the template has {} bytes, over {MAX_TEMPLATE_BYTES}", template.len());
                 return Err(Error::invalid("chat_template", message));
             }
-            Some(template) => self.environment.render_str(template, context),
-            None => self.model_template(conversation)?.render(context),
+            (Some(template), RequestTemplates::Isolated(program)) => {
+                let checked = check_source(template);
+                checked.map_err(|error| Error::invalid("chat_template", error.to_string()))?;
+                isolated::render(program, template, &context)?
+            }
+            (None, _) => {
+                let template = self.model_template(conversation)?;
+                // What the template made is dropped there, too, an error's part of it included.
+                let render = || template.render(context).map_err(|error| refusal(&error));
+                let rendered = on_deep_stack(render).map_err(|error| Error::internal(&error))?;
+                rendered.map_err(|message| Error::invalid("messages", message))?
+            }
         };
-        let text = rendered.map_err(|error| refused(&error))?;
         conversation.cut_to_continue(text)
     }
 
@@ -77,7 +98,7 @@ impl ChatTemplates {
             if conversation.has_tools() { self.environment.get_template(TOOL_USE).ok() } else { None };
         special.or_else(|| self.environment.get_template(DEFAULT).ok()).ok_or_else(|| {
             let message = match self.request_templates {
-                RequestTemplates::Rendered => {
+                RequestTemplates::Isolated(_) => {
                     "this model has no usable chat template; send one in `chat_template`, or use completions"
                 }
                 RequestTemplates::Refused => "this model has no usable chat template; use completions",
@@ -87,40 +108,31 @@ impl ChatTemplates {
     }
 }
 
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
-        environment.set_syntax(syntax);
+fn add_template(
+    environment: &mut Environment<'static>,
+    name: &str,
+    template: &str,
+) -> std::result::Result<(), minijinja::Error> {
+    if template.len() > MAX_MODEL_TEMPLATE_BYTES {
+        let problem = format!("it has {} bytes, over {MAX_MODEL_TEMPLATE_BYTES}", template.len());
+        return Err(minijinja::Error::new(ErrorKind::SyntaxError, problem));
     }
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", tojson::tojson);
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
-    environment
-}
-
-fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_owned()))
-}
-
-/// Today's date, in UTC, so that replicas agree.
-fn strftime_now(format: &str) -> std::result::Result<String, minijinja::Error> {
-    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
-    jiff::fmt::strtime::format(format, &now)
-        .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
+    check_source(template)?;
+    let (name, template) = (name.to_owned(), template.to_owned());
+    on_deep_stack(|| environment.add_template_owned(name, template)).unwrap_or_else(|error| {
+        let problem = "there is no thread to read it on";
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, problem).with_source(error))
+    })
 }
 
 /// A template that fails has, as a rule, been given something that it was not made for.
-fn refused(error: &minijinja::Error) -> Error {
-    let message = match error.kind() {
+fn refusal(error: &minijinja::Error) -> String {
+    match error.kind() {
         ErrorKind::OutOfFuel => {
             "the chat template needs more work for this conversation than is allowed".to_owned()
         }
         _ => format!("the chat template refuses this conversation: {error}"),
-    };
-    Error::invalid("messages", message)
+    }
 }
 
 #[cfg(test)]

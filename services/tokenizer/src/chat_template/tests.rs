@@ -3,10 +3,14 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::environment::FUEL;
 use super::*;
 
 fn templates(config: serde_json::Value) -> ChatTemplates {
-    ChatTemplates::load(&serde_json::from_value(config).unwrap(), RequestTemplates::Rendered)
+    ChatTemplates::load(
+        &serde_json::from_value(config).unwrap(),
+        RequestTemplates::Isolated("/bin/false".into()),
+    )
 }
 
 fn request(messages: &[serde_json::Value]) -> ChatRequest {
@@ -154,14 +158,74 @@ fn no_template_runs_on() {
     assert_eq!(render(recursive, user("x")).unwrap_err().code(), Code::InvalidArgument);
 }
 
+/// What a template may do to whoever renders it; the deep ones end a stack of 2 MiB.
 #[test]
-fn a_requests_own_template_is_used_within_bounds() {
-    let with = |template: String| ChatRequest { template: Some(template), ..user("x") };
-    assert_eq!(render("model's", with("own {{ messages[0].content }}".into())).unwrap(), "own x");
-    let broken = render("model's", with("{% if %}".into())).unwrap_err();
-    assert_eq!(broken.code(), Code::InvalidArgument);
-    let huge = render("model's", with("x".repeat(MAX_TEMPLATE_BYTES + 1))).unwrap_err();
-    assert_eq!(huge.param(), Some("chat_template"));
+fn hostile_templates_are_refused_or_rendered_and_end_nothing() {
+    let refused = |template: &str| {
+        let error = render(template, user("x")).unwrap_err();
+        assert!(matches!(error.code(), Code::InvalidArgument | Code::Unsupported), "{error}");
+    };
+    refused("{% set ns = namespace(x=1) %}{% set ns.x = ns %}{{ ns }}");
+    refused("{% set ns = namespace(x=1) %}{% set ns.x = [ns] %}{{ ns | tojson }}");
+    refused(&format!("{{% set a = [1] %}}{}{{{{ a }}}}", "{% set a = [a, a] %}".repeat(60)));
+    refused(&format!("{{% set a = [1] %}}{}{{{{ a | tojson }}}}", "{% set a = [a, a] %}".repeat(60)));
+    refused(
+        "{% set ns = namespace(a=1) %}{% for i in range(40000) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}",
+    );
+    refused("{{ 'x' * 1000000000 }}");
+    refused("{{ '%1000000000d' | format(1) }}");
+    refused("{{ '{:1000000000}'.format(1) }}");
+    refused("{{ '{:1000000000}{:9999999999999999999999}'.format(1, 2) }}");
+    refused("{{ '{:.1000000000f}'.format(1.5) }}");
+    refused("{{ '{:{w}}'.format(1, w=1000000000) }}");
+    refused("{{ 'x'.ljust(1000000000) }}");
+    refused("{{ 'x' | center(1000000000) }}");
+    refused("{{ 'x' | indent(1000000000) }}");
+    refused("{{ range(1000000000) | list }}");
+    refused(
+        "{% set ns = namespace(a='x') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
+    );
+    refused(
+        "{% set ns = namespace(a='xx') %}{% for i in range(60) %}{% set ns.a = ns.a.replace('x', ns.a) %}{% endfor %}",
+    );
+    refused(
+        "{% set ns = namespace(a='xx') %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] | join(ns.a) %}{% endfor %}",
+    );
+    refused(
+        "{% set ns = namespace(a='xx') %}{% for i in range(60) %}{% set ns.a = ns.a.join([ns.a, ns.a, ns.a]) %}{% endfor %}",
+    );
+    for deep in ["{% for i in range(40000) %}{% set ns.a = [ns.a] %}{% endfor %}", "{% set ns.a = [ns.a] %}"]
+    {
+        let built = format!("{{% set ns = namespace(a=1) %}}{deep}dropped");
+        assert_eq!(render(&built, user("x")).unwrap(), "dropped");
+    }
+    // As long as a tag may be, and as a template may be.
+    let longest = |most: usize, open: &str, unit: &str, close: &str| {
+        let num = (most - open.len() - close.len()) / unit.len();
+        let _ = render(&format!("{open}{}{close}", unit.repeat(num)), user("x"));
+    };
+    for (open, unit) in [
+        ("{{ ", "not "),
+        ("{{ ", "-"),
+        ("{{ 1", "+1"),
+        ("{{ 1", "**1"),
+        ("{{ 1", "~1"),
+        ("{{ a", ".a"),
+        ("{{ a", "[0]"),
+        ("{{ a", "()"),
+        ("{{ 'a'", "|e"),
+        ("{{ 1", " is odd"),
+        ("{{ 1", " if 1 else 1"),
+        ("{{ 1", "<1"),
+        ("{{ ", "("),
+        ("{{ ", "["),
+        ("{% set ", "("),
+    ] {
+        longest(4096, open, unit, "1 }}");
+    }
+    longest(MAX_MODEL_TEMPLATE_BYTES, "{% if 0 %}", "{% elif 0 %}", "{% endif %}");
+    longest(MAX_MODEL_TEMPLATE_BYTES, "", "{% if 1 %}", "");
+    longest(MAX_MODEL_TEMPLATE_BYTES, "{% set a = 1 %}", "{% set a = [a] %}", "");
 }
 
 #[test]
@@ -206,7 +270,7 @@ fn malformed_conversations_are_refused_by_field() {
 
 /// The template of a published model, from the data folder beside the repository.
 fn published(file: &str) -> Option<String> {
-    let folder = std::env::var_os("FUSED_TEST_DATA").map(std::path::PathBuf::from).or_else(|| {
+    let folder = std::env::var_os("FUSED_TEST_DATA").map(PathBuf::from).or_else(|| {
         let script = fused_testkit::repository().join("../shared/data/unpack.sh");
         let output =
             script.is_file().then(|| std::process::Command::new("bash").arg(script).output())?.ok()?;

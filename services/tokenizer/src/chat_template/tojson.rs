@@ -1,11 +1,14 @@
 use minijinja::value::Kwargs;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+use super::environment::check_extent;
+
 /// The filter `tojson` as Python's `json.dumps(value, ensure_ascii=False, indent=indent)` writes it: models were trained
 /// on its spaces.
-pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+    check_extent(state, value)?;
     let indent: Option<usize> = kwargs.get("indent")?;
     // Characters are never escaped here; a template that says so itself may.
     let _: Option<bool> = kwargs.get("ensure_ascii")?;

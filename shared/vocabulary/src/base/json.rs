@@ -27,6 +27,7 @@ impl TokenizerJson {
     }
 
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        super::growth::check(&self.0)?;
         Tokenizer::deserialize(&self.0).map_err(|error| Error::Tokenizer(error.into()))
     }
 

@@ -3,6 +3,7 @@
 
 mod byte_level;
 mod bytes;
+mod growth;
 mod json;
 mod stream;
 
