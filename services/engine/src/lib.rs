@@ -33,6 +33,7 @@ pub use chunk_size::ChunkSize;
 pub use config::{Config, WeightSource};
 pub use engine::{Engine, ModelInfo};
 pub use error::Error;
+pub use memory::container_limit_bytes;
 pub use policy_name::{Order, PolicyName, PrefillOrder};
 pub use scorer::{Scorer, Window};
 pub use service::EngineService;

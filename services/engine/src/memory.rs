@@ -9,10 +9,17 @@ pub(crate) fn available_bytes() -> Option<u64> {
     available_under(Path::new("/"))
 }
 
+/// The limit of this process's control groups on their memory; `None` where there is none.
+#[must_use]
+pub fn container_limit_bytes() -> Option<u64> {
+    let limit = |dir: &Path, version: &Version| number(dir, version.limit);
+    [&VERSION_2, &VERSION_1].into_iter().filter_map(|version| of_groups(Path::new("/"), version, limit)).min()
+}
+
 /// `root`: where `/proc` and `/sys` are.
 fn available_under(root: &Path) -> Option<u64> {
     let machine = read(&root.join("proc/meminfo")).and_then(|text| of_machine(&text));
-    let groups = [&VERSION_2, &VERSION_1].map(|version| of_groups(root, version));
+    let groups = [&VERSION_2, &VERSION_1].map(|version| of_groups(root, version, of_group));
     machine.into_iter().chain(groups.into_iter().flatten()).min()
 }
 
@@ -48,8 +55,13 @@ const VERSION_1: Version = Version {
     unused: "total_inactive_file ",
 };
 
-/// The least that any of the groups has which this process is in: a limit holds for all groups inside.
-fn of_groups(root: &Path, version: &Version) -> Option<u64> {
+/// The least that any of the groups has which this process is in: a limit holds for all groups inside. `of_group` reads a
+/// group's directory.
+fn of_groups(
+    root: &Path,
+    version: &Version,
+    of_group: impl Fn(&Path, &Version) -> Option<u64>,
+) -> Option<u64> {
     let groups = read(&root.join("proc/self/cgroup"))?;
     let group = groups.lines().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
@@ -79,13 +91,16 @@ fn mount<'a>(line: &'a str, version: &Version) -> Option<(&'a str, &'a str)> {
 
 /// `None` where there is no limit, which is the word `max`.
 fn of_group(dir: &Path, version: &Version) -> Option<u64> {
-    let number = |name: &str| read(&dir.join(name))?.trim().parse::<u64>().ok();
-    let (limit, current) = (number(version.limit)?, number(version.current)?);
+    let (limit, current) = (number(dir, version.limit)?, number(dir, version.current)?);
     // File pages that nobody uses are given up before anybody is refused memory; a mapped checkpoint makes many.
     let stat = read(&dir.join("memory.stat")).unwrap_or_default();
     let unused = stat.lines().find_map(|line| line.strip_prefix(version.unused));
     let unused: u64 = unused.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0);
     Some(limit.saturating_sub(current.saturating_sub(unused)))
+}
+
+fn number(dir: &Path, name: &str) -> Option<u64> {
+    read(&dir.join(name))?.trim().parse().ok()
 }
 
 fn read(path: &Path) -> Option<String> {

@@ -373,15 +373,17 @@ async fn one_of_several_sequences_ends_when_its_client_has_enough() {
     // Before the prompt is answered it is not read.
     messages.send(finish(1)).await.unwrap();
     let stream = served.client.clone().generate(ReceiverStream::new(stream)).await.unwrap().into_inner();
-    // Step by step, until the one has been ended.
+    // Step by step, until the one has been ended; a client's half is read while it listens.
     let door = served.engine.door();
-    let ended = door.load_becomes(|load| load.kv.live_slots == 1);
-    tokio::pin!(ended);
-    while tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err() {
-        open.send(()).unwrap();
-    }
-    drop(open);
-    let heard = hear(stream, 2).await.unwrap();
+    let stepping = async move {
+        let ended = door.load_becomes(|load| load.kv.live_slots == 1);
+        tokio::pin!(ended);
+        while tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err() {
+            open.send(()).unwrap();
+        }
+    };
+    let (heard, ()) = tokio::join!(hear(stream, 2), stepping);
+    let heard = heard.unwrap();
     assert_eq!(heard.tokens[0], expected(&[1, 2, 3], 0, 12));
     assert!(heard.tokens[1].len() < 12 && expected(&[1, 2, 3], 1, 12).starts_with(&heard.tokens[1]));
     assert_eq!(heard.reasons, [Some(FinishReason::Length), Some(FinishReason::Stop)]);

@@ -279,7 +279,7 @@ pub(crate) struct EngineArgs {
     pub(crate) target_time_to_first_token_s: Option<f64>,
     /// The max_tokens that clients send, whose outputs end by themselves [default: as many as each is going to get]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub(crate) max_tokens: Option<usize>,
+    pub(crate) client_max_tokens: Option<usize>,
     /// Sequences that run at once [default: 128]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) max_num_sequences: Option<usize>,

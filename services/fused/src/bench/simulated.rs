@@ -75,7 +75,7 @@ impl Engines {
         if policies.is_empty() {
             policies.push(PolicyName::default());
         }
-        Ok(Self { config, cost, policies, seed, max_tokens: args.max_tokens })
+        Ok(Self { config, cost, policies, seed, max_tokens: args.client_max_tokens })
     }
 
     /// Runs a workload under one policy.
@@ -99,7 +99,7 @@ impl Engines {
             "token_budget": self.config.token_budget,
             "chunk_schedule": self.config.chunk_schedule.map(|schedule| format!("{schedule:?}")),
             "prefill_order": self.config.prefill_order.name(),
-            "max_tokens": self.max_tokens,
+            "client_max_tokens": self.max_tokens,
             "prefix_cache": self.config.prefix_cache,
             "target_time_to_first_token_s":
                 self.config.target_time_to_first_token.map(|target| target.as_secs_f64()),

@@ -1,7 +1,5 @@
 //! How much memory requests may take where nobody has said it.
 
-use std::fs;
-
 use fused_settings::Settings;
 
 const DEFAULT_BYTES: usize = 256 << 20;
@@ -11,14 +9,9 @@ const PART: usize = 4;
 
 /// The memory that requests may take in a gateway, and their texts in a tokenizer.
 pub(super) fn max_bytes(settings: &Settings) -> usize {
-    let default = || container_bytes().map_or(DEFAULT_BYTES, |limit| DEFAULT_BYTES.min(limit / PART));
+    let container = || fused_engine::container_limit_bytes().and_then(|limit| usize::try_from(limit).ok());
+    let default = || container().map_or(DEFAULT_BYTES, |limit| DEFAULT_BYTES.min(limit / PART));
     settings.max_buffered_bytes.unwrap_or_else(default)
-}
-
-/// The limit of this process's control group, of either version; `None` where there is none.
-fn container_bytes() -> Option<usize> {
-    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    files.into_iter().filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).min()
 }
 
 #[cfg(test)]
