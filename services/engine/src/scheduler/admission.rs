@@ -5,7 +5,7 @@ use fused_virtual_memory::VirtualMemory;
 use super::plan::Plan;
 use super::progress::{Progress, Running, WaitsFor};
 use super::{Known, MAX_PREEMPTIONS, Scheduler, SequenceId};
-use crate::kv::{Admission, Candidate, KvCache};
+use crate::kv::{self, Admission, Candidate, KvCache};
 
 /// Sequences passed over in one step because another computes their prefix. Behind them nobody is looked at.
 const MAX_PASSED_OVER: usize = 64;
@@ -36,7 +36,10 @@ impl Scheduler {
                 salt,
                 reuses,
                 num_reserved: match progress.max_tokens {
-                    Some(max_tokens) if progress.num_preemptions >= MAX_PREEMPTIONS => max_tokens,
+                    // Alone it needs nothing that others might take.
+                    Some(max_tokens) if progress.num_preemptions >= MAX_PREEMPTIONS && kv.num_live() > 0 => {
+                        max_tokens
+                    }
                     _ => progress.num_tokens,
                 },
                 is_ahead: plan.step.is_ahead,
@@ -59,6 +62,11 @@ impl Scheduler {
                         return;
                     }
                     Some(stalled) => self.preempt(stalled, plan, kv),
+                    None if kv.num_live() == 0 && !kv.has_copies() => {
+                        // The pool has shrunk, and nobody is left whose memory it could wait for.
+                        self.waiting.remove(id);
+                        plan.step.failed.push((id, kv::Error::OutOfPages));
+                    }
                     None => {
                         // What is about to be copied cannot be taken in this step, but in the next.
                         self.blocked = (!kv.has_copies()).then(|| (id, kv.num_releases()));

@@ -18,7 +18,7 @@ use fused_telemetry::Metrics;
 use crate::process::{Failure, Process};
 use banner::Banner;
 pub(crate) use device::Device;
-pub(crate) use engine_config::engine_config;
+pub(crate) use engine_config::{complete, engine_config};
 pub(crate) use grpc::serve_grpc;
 use grpc::{Served, bind, tcp};
 use parts::{
