@@ -12,13 +12,21 @@ use fused_kernels::{Attention, AttentionSequence, attention, instruction_set};
 const NUM_LAYERS: usize = 6;
 /// Query heads, key and value heads, elements of a head.
 const SHAPES: [(&str, usize, usize, usize); 2] = [("demo-llama", 8, 4, 32), ("llama-8b", 32, 8, 128)];
-/// Sequences, tokens before, new tokens.
-const BATCHES: [(usize, usize, usize); 6] =
-    [(1, 199, 1), (16, 199, 1), (1, 4095, 1), (1, 0, 100), (1, 0, 1000), (1, 4000, 96)];
+/// Groups of sequences: how many, tokens before, new tokens. Some batches are of unequal lengths.
+const BATCHES: [&[(usize, usize, usize)]; 8] = [
+    &[(1, 199, 1)],
+    &[(16, 199, 1)],
+    &[(1, 4095, 1)],
+    &[(15, 127, 1), (1, 8191, 1)],
+    &[(1, 0, 100)],
+    &[(1, 0, 1000)],
+    &[(1, 4000, 96)],
+    &[(15, 127, 1), (1, 4000, 96)],
+];
 
 fn main() {
     println!("{}, {} threads", instruction_set(), rayon::current_num_threads());
-    println!("shape        sequences context  new         µs  GFLOP/s    GB/s");
+    println!("shape        sequences x context + new             µs  GFLOP/s    GB/s");
     for (name, num_heads, num_kv_heads, head_dim) in SHAPES {
         let plane = num_kv_heads * head_dim;
         let shape = Attention {
@@ -31,22 +39,33 @@ fn main() {
             keys_offset: 2 * plane,
             values_offset: 3 * plane,
         };
-        for (num_sequences, context, num_queries) in BATCHES {
-            let slot_len = (context + num_queries) * shape.token_stride;
-            let slots = filled(num_sequences * slot_len);
-            let queries = filled(num_sequences * num_queries * num_heads * head_dim);
-            let sequences: Vec<_> =
-                slots.chunks_exact(slot_len).map(|slot| AttentionSequence { slot, num_queries }).collect();
+        for groups in BATCHES {
+            let lengths: Vec<(usize, usize)> =
+                groups.iter().flat_map(|&(num, context, new)| vec![(context, new); num]).collect();
+            let num_tokens: usize = lengths.iter().map(|(context, new)| context + new).sum();
+            let num_new: usize = lengths.iter().map(|(_, new)| new).sum();
+            let slots = filled(num_tokens * shape.token_stride);
+            let queries = filled(num_new * num_heads * head_dim);
+            let mut rest = &slots[..];
+            let sequences = lengths.iter().map(|&(context, num_queries)| {
+                let (slot, behind) = rest.split_at((context + num_queries) * shape.token_stride);
+                rest = behind;
+                AttentionSequence { slot, num_queries }
+            });
+            let sequences: Vec<_> = sequences.collect();
             let mut out = vec![0.0; queries.len()];
             let best = rayon::scope(|_| {
                 best_of(|| attention(&shape, black_box(&sequences), &queries, num_heads * head_dim, &mut out))
             });
-            let num_pairs: usize = (context + 1..=context + num_queries).sum::<usize>() * num_sequences;
+            let num_pairs: usize =
+                lengths.iter().map(|(context, new)| (context + 1..=context + new).sum::<usize>()).sum();
             let flops = 4.0 * (num_pairs * num_heads * head_dim) as f64;
-            let bytes = 8.0 * (num_sequences * (context + num_queries) * plane) as f64;
+            let bytes = 8.0 * (num_tokens * plane) as f64;
+            let groups = groups.iter().map(|(num, context, new)| format!("{num} x {context} + {new}"));
+            let groups = groups.collect::<Vec<_>>().join(", ");
             let seconds = best.as_secs_f64();
             println!(
-                "{name:<12} {num_sequences:>9} {context:>7} {num_queries:>4} {:>10.1} {:>8.1} {:>7.1}",
+                "{name:<12} {groups:<32} {:>10.1} {:>8.1} {:>7.1}",
                 seconds * 1e6,
                 flops / seconds / 1e9,
                 bytes / seconds / 1e9,

@@ -19,11 +19,12 @@ struct AttentionParams {
     int num_kv_heads;
     float scale;       // times log2(e)
     int window;        // 0: all
-    const int* tiles;  // prefill: {first row, rows} of each
-    const int* rows;   // decode: the row of each sequence
-    float* partial;    // decode, where split: sums [sequence, kv head, split, group, dim], then {max, sum} of each
-    u32* counters;     // decode, where split: blocks of each [sequence, kv head] that have ended; 0 before and behind
-    int num_splits;
+    const int* tiles;    // prefill: {first row, rows} of each
+    const int4* pieces;  // decode: {row, which piece of its sequence, of how many, the first one's part} of each; row < 0: none
+    float* partial;      // decode: sums [part, head, dim], then {max, sum} of each; a piece of several has a part
+    u32* counters;       // decode: blocks of each [first part, kv head] that have ended; 0 before and behind
+    int num_parts;
+    int num_pieces;  // decode, where one head comes behind all pieces of another; 0: one piece behind all heads of another
 };
 
 constexpr float NEGATIVE_INFINITY = -1e30f;
@@ -193,10 +194,11 @@ template <class T, int DIM> __device__ void prefill(const AttentionParams& p) {
 }
 
 // ---- decode -------------------------------------------------------------------------------------------------------------
-// One query token a sequence. grid: (sequences, kv heads, splits): a block has the query heads that share a kv head, as the up
-// to 16 rows of one fragment, and a part of the context, of which its four warps take 32 (16) tokens in turn, each with its own two
-// buffers: nobody waits for another warp before the end, where they put their results together. So does the last block of a
-// sequence and kv head with those of all parts. Bytes: the keys and values once; that is all its time.
+// One query token a sequence. grid: pieces of contexts · kv heads, the longest pieces first, as src/cuda/attention/split.rs lists
+// them: in device memory, so that a graph serves any lengths. A block has the query heads that share a kv head, as the up to 16
+// rows of one fragment, and a piece, of which its four warps take 32 (16) tokens in turn, each with its own two buffers: nobody
+// waits for another warp before the end, where they put their results together. So does the last block of a sequence and kv head
+// with those of all its pieces. Bytes: the keys and values once; that is all its time.
 constexpr int DECODE_WARPS = 4;
 // Where a multiprocessor has 100 KiB of shared memory instead of 164 or more, half as many keys at a time.
 #if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
@@ -209,17 +211,18 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
     extern __shared__ __align__(16) char shared[];
     constexpr int BLOCK = DECODE_KEYS * (DIM + 8);
     let_next_begin();
-    int sequence = blockIdx.x, kv_head = blockIdx.y, split = blockIdx.z;
+    int kv_head = p.num_pieces ? blockIdx.x / p.num_pieces : blockIdx.x % p.num_kv_heads;
+    int4 piece = p.pieces[p.num_pieces ? blockIdx.x % p.num_pieces : blockIdx.x / p.num_kv_heads];
+    int row = piece.x, split = piece.y, first_part = piece.w;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int row = p.rows[sequence];
-    u64 address = p.slots[row];
-    int position = p.positions[row], end = position + 1;
+    u64 address = row < 0 ? 0 : p.slots[row];
+    int position = row < 0 ? 0 : p.positions[row], end = position + 1;
     wait_for_earlier();
-    if (address == 0) return;  // It pads the batch.
+    if (address == 0) return;  // It fills up the list, or pads the batch.
     int group = p.num_heads / p.num_kv_heads;
     int start = p.window > 0 && end > p.window ? end - p.window : 0;
-    // No more parts than there are pieces for all warps: the fewer, the sooner they are put together.
-    int num_splits = min(p.num_splits, (end - start + DECODE_WARPS * DECODE_KEYS - 1) / (DECODE_WARPS * DECODE_KEYS));
+    // No more than there are tokens for all warps of: the fewer, the sooner they are put together.
+    int num_splits = min(piece.z, (end - start + DECODE_WARPS * DECODE_KEYS - 1) / (DECODE_WARPS * DECODE_KEYS));
     int span = (end - start + num_splits * DECODE_KEYS - 1) / (num_splits * DECODE_KEYS) * DECODE_KEYS;
     // Each has at least a token.
     num_splits = (end - start + span - 1) / span;
@@ -273,8 +276,8 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
                     parts[(warp * 16 + line) * DIM + d * 8 + lane % 4 * 2 + i] = out[d][2 * r + i];
     }
     __syncthreads();
-    u64 first_part = (u64(sequence) * p.num_kv_heads + kv_head) * p.num_splits * group;
-    float2* weights = (float2*)(p.partial + u64(gridDim.x) * p.num_heads * p.num_splits * DIM);
+    u64 first_line = u64(first_part) * p.num_heads + kv_head * group;
+    float2* weights = (float2*)(p.partial + u64(p.num_parts) * p.num_heads * DIM);
     for (int i = threadIdx.x; i < group * DIM; i += blockDim.x) {
         int line = i / DIM, d = i % DIM;
         float top = NEGATIVE_INFINITY, value = 0.0f, total = 0.0f;
@@ -289,19 +292,19 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
         if (num_splits == 1) {
             ((T*)p.out)[(u64(row) * p.num_heads + kv_head * group + line) * DIM + d] = narrow<T>(value / total);
         } else {
-            u64 part = first_part + u64(split) * group + line;
+            u64 part = first_line + u64(split) * p.num_heads + line;
             p.partial[part * DIM + d] = value;
             if (d == 0) weights[part] = make_float2(top, total);
         }
     }
     if (num_splits == 1) return;
 
-    // The block that ends last puts the parts together: it sees all of them.
+    // The block that ends last puts the pieces together: it sees all of them.
     __shared__ bool is_last;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32* counter = p.counters + sequence * p.num_kv_heads + kv_head;
+        u32* counter = p.counters + u64(first_part) * p.num_kv_heads + kv_head;
         is_last = atomicAdd(counter, 1) == num_splits - 1;
         // For the next launch.
         if (is_last) *counter = 0;
@@ -313,10 +316,10 @@ template <class T, int DIM> __device__ void decode(const AttentionParams& p) {
         int line = i / DIM, d = i % DIM;
         float top = NEGATIVE_INFINITY, value = 0.0f, total = 0.0f;
 #pragma unroll 4
-        for (int s = 0; s < num_splits; s++) top = fmaxf(top, __ldcg(weights + first_part + s * group + line).x);
+        for (int s = 0; s < num_splits; s++) top = fmaxf(top, __ldcg(weights + first_line + u64(s) * p.num_heads + line).x);
 #pragma unroll 4
         for (int s = 0; s < num_splits; s++) {
-            u64 part = first_part + s * group + line;
+            u64 part = first_line + u64(s) * p.num_heads + line;
             float2 its = __ldcg(weights + part);
             float weight = exp2f(its.x - top);
             total += weight * its.y;

@@ -202,8 +202,8 @@ extern "C" __global__ void heads_f16(const __grid_constant__ HeadsParams p) { he
 
 // ---- activation ---------------------------------------------------------------------------------------------------------
 // out[row] = f(gate + bias) · (up + bias) where gated, f(up + bias) where plain.
-// x T [rows, width or 2 · width] (gate, then up), bias f32 or null, out T [rows, width]. grid: (pieces of a row, rows).
-// Bytes: 6 (4) a number.
+// x T [rows, width or 2 · width] (gate, then up), bias f32 or null, out T [rows, width]. grid: rows · pieces of a row,
+// in the one direction that has room for any number of rows. Bytes: 6 (4) a number.
 struct ActivationParams {
     const void* x;
     const float* bias;
@@ -225,9 +225,10 @@ __device__ __forceinline__ float activate(float x, int kind) {
 template <class T> __device__ void activation(const ActivationParams& p) {
     let_next_begin();
     wait_for_earlier();
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    int num_pieces = (p.width / 8 + blockDim.x - 1) / blockDim.x;
+    int i = blockIdx.x % num_pieces * blockDim.x + threadIdx.x;
     if (i >= p.width / 8) return;
-    u64 row = blockIdx.y;
+    u64 row = blockIdx.x / num_pieces;
     const T* x = (const T*)p.x + row * p.width * (p.is_gated ? 2 : 1);
     float a[8], b[8];
     unpack8<T>(((const Pack8*)x)[i], a);

@@ -2,8 +2,8 @@
 
 use fused_gpu::Buffer;
 use fused_kernels::cuda::{
-    Attention, Decode, Element, Error, HeadShape, Kernels, KvLayout, Prefill, Slots, num_splits,
-    partial_bytes, prefill_tiles,
+    Attention, Decode, DecodeOrder, DecodePiece, DecodePieces, DecodeSplit, Element, Error, HeadShape,
+    Kernels, KvLayout, Prefill, Slots, partial_bytes, prefill_tiles,
 };
 
 use crate::table::{Table, Work};
@@ -13,6 +13,24 @@ const NUM_LAYERS: usize = 32;
 /// Keys and values of one token and layer.
 const LAYER_BYTES: usize = 2 * 8 * 128 * 2;
 const TOKEN_BYTES: usize = NUM_LAYERS * LAYER_BYTES;
+
+/// Batches that decode: so many sequences of so many tokens; and some of both kinds together.
+const DECODES: [&[(usize, usize)]; 14] = [
+    &[(1, 1024)],
+    &[(1, 8192)],
+    &[(1, 32_768)],
+    &[(2, 1024)],
+    &[(8, 1024)],
+    &[(24, 1024)],
+    &[(32, 8192)],
+    &[(64, 1024)],
+    &[(256, 512)],
+    &[(256, 1024)],
+    &[(31, 128), (1, 100_000)],
+    &[(63, 1024), (1, 32_768)],
+    &[(255, 500), (1, 100_000)],
+    &[(8, 128), (2, 50_000)],
+];
 
 /// Sequences with slots of their own.
 struct Batch {
@@ -26,7 +44,7 @@ struct Batch {
 
 pub(crate) fn print(table: &Table, kernels: &Kernels) -> Result<(), Error> {
     for (num_tokens, num_new) in [(2048, 2048), (8192, 8192), (8192, 2048), (8192, 512), (32_768, 2048)] {
-        let batch = Batch::new(table, 1, num_tokens, num_new)?;
+        let batch = Batch::new(table, &[num_tokens], num_new)?;
         let tiles = prefill_tiles(&[(0, num_new)]);
         let num_tiles = tiles.len();
         let tiles = table.gpu.upload(bytemuck::cast_slice(&tiles))?;
@@ -37,44 +55,55 @@ pub(crate) fn print(table: &Table, kernels: &Kernels) -> Result<(), Error> {
             kernels.prefill(&batch.attention(layer), &Prefill { tiles: tiles.view(), num_tiles })
         })?;
     }
-    for (num_sequences, num_tokens) in
-        [(1, 1024), (1, 8192), (1, 32_768), (8, 1024), (32, 8192), (64, 1024), (256, 512), (256, 1024)]
-    {
-        let batch = Batch::new(table, num_sequences, num_tokens, 1)?;
-        let rows = table.indices(0..num_sequences)?;
-        let counters = table.gpu.alloc_zeroed(4 * num_sequences * SHAPE.num_kv_heads)?;
-        let best = num_splits(num_sequences, SHAPE.num_kv_heads, table.gpu.num_multiprocessors());
-        for num_splits in [1, 2, 4, 8, 16] {
-            let partial = table.gpu.alloc(partial_bytes(&SHAPE, num_sequences, num_splits))?;
-            let chosen = if num_splits == best { ", as chosen" } else { "" };
-            let shape = format!("{num_sequences} sequences of {num_tokens}, {num_splits} parts{chosen}");
-            let bytes = (num_sequences * num_tokens * LAYER_BYTES) as f64;
-            table.line("decode", &shape, Work::Bytes(bytes), NUM_LAYERS, |layer| {
-                let decode = Decode {
-                    rows: rows.view(),
-                    num_sequences,
-                    num_splits,
-                    partial: partial.view(),
-                    counters: counters.view(),
-                };
-                kernels.decode(&batch.attention(layer), &decode)
-            })?;
+    let split = DecodeSplit::new(SHAPE.num_kv_heads, table.gpu.num_multiprocessors());
+    let partial = table.gpu.alloc(partial_bytes(&SHAPE, split.max_parts()))?;
+    let counters = table.gpu.alloc_zeroed(4 * split.max_parts() * SHAPE.num_kv_heads)?;
+    for groups in DECODES {
+        let lengths: Vec<usize> = groups.iter().flat_map(|&(num, len)| vec![len; num]).collect();
+        let batch = Batch::new(table, &lengths, 1)?;
+        let contexts: Vec<_> = lengths.iter().copied().enumerate().collect();
+        let DecodePieces { mut pieces, order } = split.pieces(&contexts);
+        let num_used = pieces.len();
+        if order == DecodeOrder::ByPiece {
+            // As in a graph.
+            pieces.resize(split.max_pieces(lengths.len()), DecodePiece::NONE);
         }
+        let num_pieces = pieces.len();
+        let pieces = table.gpu.upload(bytemuck::cast_slice(&pieces))?;
+        let names: Vec<_> = groups.iter().map(|(num, len)| format!("{num} of {len}")).collect();
+        let shape = format!("{}, {num_used} pieces", names.join(" + "));
+        let bytes = (lengths.iter().sum::<usize>() * LAYER_BYTES) as f64;
+        table.line("decode", &shape, Work::Bytes(bytes), NUM_LAYERS, |layer| {
+            let decode = Decode {
+                pieces: pieces.view(),
+                num_pieces,
+                order,
+                num_parts: split.max_parts(),
+                partial: partial.view(),
+                counters: counters.view(),
+            };
+            kernels.decode(&batch.attention(layer), &decode)
+        })?;
     }
     Ok(())
 }
 
 impl Batch {
-    fn new(table: &Table, num_sequences: usize, num_tokens: usize, num_new: usize) -> Result<Self, Error> {
-        let num_rows = num_sequences * num_new;
-        let kept = table.random(num_sequences * num_tokens * TOKEN_BYTES)?;
-        let slots: Vec<u64> = (0..num_rows)
-            .map(|row| kept.address() + (row / num_new * num_tokens * TOKEN_BYTES) as u64)
-            .collect();
+    /// Sequences of so many tokens, the last `num_new` of each new.
+    fn new(table: &Table, lengths: &[usize], num_new: usize) -> Result<Self, Error> {
+        let num_rows = lengths.len() * num_new;
+        let kept = table.random(lengths.iter().sum::<usize>() * TOKEN_BYTES)?;
+        let mut start = kept.address();
+        let (mut slots, mut positions) = (Vec::new(), Vec::new());
+        for num_tokens in lengths {
+            slots.extend(vec![start; num_new]);
+            positions.extend(num_tokens - num_new..*num_tokens);
+            start += (num_tokens * TOKEN_BYTES) as u64;
+        }
         Ok(Self {
             qkv: table.random(2 * num_rows * SHAPE.num_all() * SHAPE.head_dim)?,
             out: table.random(2 * num_rows * SHAPE.num_heads * SHAPE.head_dim)?,
-            positions: table.indices((0..num_rows).map(|row| num_tokens - num_new + row % num_new))?,
+            positions: table.indices(positions.into_iter())?,
             slots: table.gpu.upload(bytemuck::cast_slice(&slots))?,
             _kept: kept,
             num_rows,

@@ -25,7 +25,8 @@ mod rows;
 mod sample;
 
 pub use attention::{
-    Attention, Decode, HEAD_DIMS, MAX_SPLITS, Prefill, TILE_ROWS, num_splits, partial_bytes, prefill_tiles,
+    Attention, Decode, DecodeOrder, DecodePiece, DecodePieces, DecodeSplit, HEAD_DIMS, Prefill, TILE_ROWS,
+    partial_bytes, prefill_tiles,
 };
 pub use error::{Error, Result};
 pub use fused_gpu::Element;

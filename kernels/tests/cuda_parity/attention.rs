@@ -1,7 +1,7 @@
 use fused_gpu::{Buffer, Gpu};
 use fused_kernels::cuda::{
-    Attention, Decode, Element, HEAD_DIMS, HeadShape, Kernels, KvLayout, Prefill, Slots, num_splits,
-    partial_bytes, prefill_tiles,
+    Attention, Decode, DecodeOrder, DecodePiece, DecodePieces, DecodeSplit, Element, HEAD_DIMS, HeadShape,
+    Kernels, KvLayout, Prefill, Slots, partial_bytes, prefill_tiles,
 };
 use fused_kernels::{AttentionSequence, attention};
 use fused_virtual_memory::{Access, CudaMemory, VirtualMemory};
@@ -112,17 +112,38 @@ fn single_tokens() {
                 Case { shape: shape(element, 5, 1, head_dim), window: None, sequences: vec![(1, 1)] },
             ] {
                 let batch = Batch::new(kernels.gpu(), &case);
-                for splits in [1, 3, 16] {
-                    batch.check(&kernels, &|out| batch.decode(&kernels, out, splits));
+                for num in [1, 3, 16] {
+                    batch.check(&kernels, &|out| batch.decode(&kernels, out, &batch.cut(num)));
                 }
+                batch.check(&kernels, &|out| batch.decode(&kernels, out, &batch.cut_as_chosen(&kernels)));
             }
         }
     }
-    let long =
-        Case { shape: shape(Element::Bf16, 32, 8, 128), window: None, sequences: vec![(8192, 1), (77, 1)] };
-    let batch = Batch::new(kernels.gpu(), &long);
-    let splits = num_splits(2, 8, kernels.gpu().num_multiprocessors());
-    batch.check(&kernels, &|out| batch.decode(&kernels, out, splits));
+}
+
+/// Lengths of which a single one is most of the work, beside as many short ones as there may be.
+#[test]
+fn single_tokens_of_unequal_contexts() {
+    let Some(kernels) = kernels() else { return };
+    let long_and_short = |num_short| -> Vec<(usize, usize)> {
+        [(8192, 1)].into_iter().chain((0..num_short).map(|nth| (1 + nth * 37 % 260, 1))).collect()
+    };
+    for (shape, window, num_short) in [
+        (shape(Element::Bf16, 32, 8, 128), None, 1),
+        (shape(Element::Bf16, 32, 8, 128), None, 40),
+        (shape(Element::F16, 8, 2, 64), None, 100),
+        (shape(Element::Bf16, 4, 4, 32), Some(3000), 20),
+        (shape(Element::Bf16, 16, 1, 96), None, 30),
+    ] {
+        let case = Case { shape, window, sequences: long_and_short(num_short) };
+        let batch = Batch::new(kernels.gpu(), &case);
+        let mut pieces = batch.cut_as_chosen(&kernels);
+        assert!(pieces.pieces[0].num_pieces > 1, "the long one is cut");
+        batch.check(&kernels, &|out| batch.decode(&kernels, out, &pieces));
+        // What fills up a graph's list changes nothing.
+        pieces.pieces.extend([DecodePiece::NONE; 19]);
+        batch.check(&kernels, &|out| batch.decode(&kernels, out, &pieces));
+    }
 }
 
 /// A row without a slot pads a batch: its result stays as it was.
@@ -136,9 +157,9 @@ fn padding_is_left_alone() {
     };
     let mut batch = Batch::new(kernels.gpu(), &case);
     batch.slots[1] = 0;
-    for splits in [1, 4] {
+    for num in [1, 4] {
         let out = batch.out(kernels.gpu());
-        batch.decode(&kernels, &out, splits);
+        batch.decode(&kernels, &out, &batch.cut(num));
         let got = out.bytes();
         let row_bytes = 2 * 8 * 64;
         assert!(got[row_bytes..2 * row_bytes].iter().all(|&byte| byte == 0xA5), "the padding row is written");
@@ -173,7 +194,7 @@ fn nothing_is_read_behind_the_last_page() {
         memory.write(range, start, &to_bytes(Element::Bf16, &batch.kept[0])).unwrap();
         batch.slots.fill(memory.device_address(range).unwrap() + start as u64);
         batch.check(&kernels, &|out| match num_new {
-            1 => batch.decode(&kernels, out, 5),
+            1 => batch.decode(&kernels, out, &batch.cut(5)),
             _ => batch.prefill(&kernels, out),
         });
     }
@@ -274,18 +295,37 @@ impl Batch {
         self.with(kernels.gpu(), out, |attention| kernels.prefill(attention, &prefill)).unwrap();
     }
 
-    fn decode(&self, kernels: &Kernels, out: &Guarded, num_splits: usize) {
+    /// Every context in so many pieces, in another order than the rows'.
+    fn cut(&self, num_pieces: i32) -> DecodePieces {
+        let rows = (0..self.positions.len() as i32).rev();
+        let piece = |row| move |piece| DecodePiece { row, piece, num_pieces, first_part: row * num_pieces };
+        let pieces = rows.flat_map(|row| (0..num_pieces).map(piece(row))).collect();
+        let order = if num_pieces == 1 { DecodeOrder::ByHead } else { DecodeOrder::ByPiece };
+        DecodePieces { pieces, order }
+    }
+
+    /// As the engine does.
+    fn cut_as_chosen(&self, kernels: &Kernels) -> DecodePieces {
+        let window = self.case.window.unwrap_or(usize::MAX);
+        let contexts = self.case.sequences.iter().map(|(len, _)| *len.min(&window)).enumerate();
+        let num_multiprocessors = kernels.gpu().num_multiprocessors();
+        let split = DecodeSplit::new(self.case.shape.num_kv_heads, num_multiprocessors);
+        split.pieces(&contexts.collect::<Vec<_>>())
+    }
+
+    fn decode(&self, kernels: &Kernels, out: &Guarded, pieces: &DecodePieces) {
+        let DecodePieces { pieces, order } = pieces;
         let gpu = kernels.gpu();
-        let num_sequences = self.positions.len();
-        // In another order than the rows'.
-        let rows: Vec<i32> = (0..num_sequences as i32).rev().collect();
-        let rows = plain(gpu, &rows);
-        let partial = Guarded::new(gpu, partial_bytes(&self.case.shape, num_sequences, num_splits));
-        let counters = Guarded::of(gpu, &vec![0; 4 * num_sequences * self.case.shape.num_kv_heads]);
+        let num_parts = 1 + pieces.iter().map(|piece| piece.first_part + piece.piece).max().unwrap_or(0);
+        let num_parts = num_parts as usize;
+        let pieces_there = plain(gpu, pieces);
+        let partial = Guarded::new(gpu, partial_bytes(&self.case.shape, num_parts));
+        let counters = Guarded::of(gpu, &vec![0; 4 * num_parts * self.case.shape.num_kv_heads]);
         let decode = Decode {
-            rows: rows.view(),
-            num_sequences,
-            num_splits,
+            pieces: pieces_there.view(),
+            num_pieces: pieces.len(),
+            order: *order,
+            num_parts,
             partial: partial.view(),
             counters: counters.view(),
         };

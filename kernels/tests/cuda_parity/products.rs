@@ -136,3 +136,27 @@ pub(crate) fn pack(element: Element, weight: &[f32], num_outputs: usize, num_inp
         }
     }
 }
+
+/// Whole prompts of the longest contexts are: the last rows are what they are alone.
+#[test]
+fn a_product_of_more_numbers_than_an_i32_counts() {
+    let Some(kernels) = kernels() else { return };
+    let gpu = kernels.gpu();
+    let (num_rows, num_last) = (70_000, 100);
+    let shape =
+        Shape { num_inputs: 64, num_outputs: 32_768, element: Element::Bf16, output: Output::Element };
+    assert!(num_rows * shape.num_outputs > i32::MAX as usize);
+    let x = elements(gpu, shape.element, &numbers(num_rows * shape.num_inputs, 1));
+    let weight = elements(gpu, shape.element, &numbers(shape.num_outputs * shape.num_inputs, 2));
+    let mut products = Products::new(gpu).unwrap();
+    let mut last_of = |num_rows: usize, first_row: usize| {
+        let x = x.slice(2 * shape.num_inputs * first_row..x.len()).unwrap();
+        let out = gpu.alloc(shape.out_bytes(num_rows).unwrap()).unwrap();
+        products.multiply(&Product { shape, num_rows, x, weight: weight.view(), out: out.view() }).unwrap();
+        let mut bytes = vec![0; shape.out_bytes(num_last).unwrap()];
+        out.slice(out.len() - bytes.len()..out.len()).unwrap().read(&mut bytes).unwrap();
+        from_bytes(shape.element, &bytes)
+    };
+    let (of_all, alone) = (last_of(num_rows, 0), last_of(num_last, num_rows - num_last));
+    assert!(relative_error(&of_all, &alone) < f64::from(2.0 * rounding_error(shape.element)));
+}

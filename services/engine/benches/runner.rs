@@ -16,6 +16,8 @@ use fused_virtual_memory::LinuxMemory;
 use fused_vocabulary::TokenId;
 
 const CONTEXT: usize = 200;
+/// Of the one long sequence beside others.
+const LONG_CONTEXT: usize = 950;
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/models/demo-llama");
 
 const GREEDY: Sampling = Sampling {
@@ -47,11 +49,18 @@ fn main() -> anyhow::Result<()> {
 
     println!("decode at {CONTEXT} tokens:  sequences  µs/step  tokens/s  (fastest: µs/step  tokens/s)");
     for num_sequences in [1, 2, 4, 8, 16, 32, 64] {
-        let times = machine.decode(num_sequences)?;
+        let times = machine.decode(&vec![CONTEXT; num_sequences])?;
         let row = |time: Duration| (time.as_secs_f64() * 1e6, num_sequences as f64 / time.as_secs_f64());
         let ((median, median_rate), (best, best_rate)) = (row(times.median), row(times.best));
         println!("{num_sequences:>33} {median:>8.0} {median_rate:>9.0} {best:>18.0} {best_rate:>9.0}");
     }
+    let times = machine.decode(&[[CONTEXT; 15].as_slice(), &[LONG_CONTEXT]].concat())?;
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    println!(
+        "15 at {CONTEXT} beside 1 at {LONG_CONTEXT}: {:>8.0} µs/step (fastest: {:.0})",
+        micros(times.median),
+        micros(times.best)
+    );
     println!("prefill:  tokens       ms  tokens/s  (fastest: ms)");
     for num_tokens in [10, 100, 500, 1000] {
         let times = machine.prefill(num_tokens)?;
@@ -72,25 +81,30 @@ struct Machine {
 }
 
 impl Machine {
-    /// Decode steps, all sequences together.
-    fn decode(&mut self, num_sequences: usize) -> anyhow::Result<Times> {
-        let slots = (0..num_sequences).map(|_| self.acquire()).collect::<anyhow::Result<Vec<_>>>()?;
-        for slot in &slots {
-            self.step(&[*slot], 0, &prompt(CONTEXT - 50))?;
+    /// Decode steps, all sequences together, each about its context.
+    fn decode(&mut self, contexts: &[usize]) -> anyhow::Result<Times> {
+        let mut sequences = Vec::new();
+        for context in contexts {
+            let slot = self.acquire()?;
+            self.step(&[(slot, 0)], &prompt(context - 50))?;
+            sequences.push((slot, context - 50));
         }
-        let times =
-            (CONTEXT - 50..CONTEXT + 50).map(|context_len| self.step(&slots, context_len, &[TokenId(7)]));
-        let times = Times::of(times.collect::<anyhow::Result<_>>()?);
-        slots.into_iter().for_each(|slot| {
-            self.kv.release(slot);
+        let times = (0..100).map(|_| {
+            let took = self.step(&sequences, &[TokenId(7)]);
+            sequences.iter_mut().for_each(|(_, context_len)| *context_len += 1);
+            took
         });
+        let times = Times::of(times.collect::<anyhow::Result<_>>()?);
+        for (slot, _) in sequences {
+            self.kv.release(slot);
+        }
         Ok(times)
     }
 
     /// Whole prompts.
     fn prefill(&mut self, num_tokens: usize) -> anyhow::Result<Times> {
         let slot = self.acquire()?;
-        let times = (0..30).map(|_| self.step(&[slot], 0, &prompt(num_tokens)));
+        let times = (0..30).map(|_| self.step(&[(slot, 0)], &prompt(num_tokens)));
         let times = Times::of(times.collect::<anyhow::Result<_>>()?);
         self.kv.release(slot);
         Ok(times)
@@ -100,7 +114,8 @@ impl Machine {
         Ok(self.kv.acquire(CONTEXT)?)
     }
 
-    fn step(&mut self, slots: &[SlotId], context_len: usize, tokens: &[TokenId]) -> anyhow::Result<Duration> {
+    /// The same tokens behind each slot's context.
+    fn step(&mut self, sequences: &[(SlotId, usize)], tokens: &[TokenId]) -> anyhow::Result<Duration> {
         let sample = SampleStep {
             sampling: &GREEDY,
             sequence_idx: 0,
@@ -110,8 +125,8 @@ impl Machine {
             num_logprobs: None,
         };
         let start = Instant::now();
-        let mut steps = Vec::with_capacity(slots.len());
-        for &slot in slots {
+        let mut steps = Vec::with_capacity(sequences.len());
+        for &(slot, context_len) in sequences {
             self.kv.ensure(slot, context_len + tokens.len())?;
             steps.push(SequenceStep {
                 slot,

@@ -11,7 +11,9 @@ use fused_vocabulary::TokenId;
 
 const NUM_RUNNING: usize = 256;
 const NUM_WAITING: usize = 1000;
+/// Prompt tokens of a request, and of every hundredth where lengths are unequal.
 const PROMPT_LEN: usize = 1024;
+const LONG_PROMPT_LEN: usize = 7000;
 const NUM_STEPS: usize = 512;
 
 /// Llama-8B's shape in pages of 2 MiB, and memory for the running sequences to `max_len` tokens.
@@ -35,19 +37,26 @@ struct Bench {
     kv: KvCache<SimulatedMemory>,
     tokens: Vec<Vec<TokenId>>,
     num_known: Vec<usize>,
+    /// Whether every hundredth prompt is a long one.
+    is_unequal: bool,
 }
 
 impl Bench {
     /// `NUM_RUNNING` run, `NUM_WAITING` wait.
-    fn new(kv: KvCache<SimulatedMemory>) -> anyhow::Result<Self> {
+    fn new(kv: KvCache<SimulatedMemory>, is_unequal: bool) -> anyhow::Result<Self> {
         let config = SchedulerConfig {
             policy: PolicyName::Sarathi,
             token_budget: NUM_RUNNING + 2048,
             prefill_order: PrefillOrder::default(),
             chunks: ChunkSize::Budget,
         };
-        let mut bench =
-            Self { scheduler: Scheduler::new(config), kv, tokens: Vec::new(), num_known: Vec::new() };
+        let mut bench = Self {
+            scheduler: Scheduler::new(config),
+            kv,
+            tokens: Vec::new(),
+            num_known: Vec::new(),
+            is_unequal,
+        };
         (0..NUM_RUNNING + NUM_WAITING).for_each(|_| bench.arrive());
         while bench.scheduler.num_running() < NUM_RUNNING {
             bench.step()?;
@@ -58,18 +67,19 @@ impl Bench {
     fn arrive(&mut self) {
         let request = self.tokens.len();
         let own = 1_000_000 + 10_000 * u32::try_from(request).unwrap_or(u32::MAX);
-        let tokens = (0..512).chain((own..).take(PROMPT_LEN - 512 + 2 * NUM_STEPS)).map(TokenId);
+        let prompt_len = if self.is_unequal && request % 100 == 99 { LONG_PROMPT_LEN } else { PROMPT_LEN };
+        let tokens = (0..512).chain((own..).take(prompt_len - 512 + 2 * NUM_STEPS)).map(TokenId);
         self.tokens.push(tokens.collect());
-        self.num_known.push(PROMPT_LEN);
+        self.num_known.push(prompt_len);
         let id = SequenceId { turn: 0, request: request as u64, idx: 0 };
         self.scheduler.add(id);
-        self.scheduler.extend(id, PROMPT_LEN);
+        self.scheduler.extend(id, prompt_len);
         self.scheduler.complete_prompt(id, 8192, 0);
     }
 
     /// One step of all; how long it took to decide it.
     fn step(&mut self) -> anyhow::Result<Duration> {
-        let Self { scheduler, kv, tokens, num_known } = self;
+        let Self { scheduler, kv, tokens, num_known, .. } = self;
         let began = Instant::now();
         let known = |id: SequenceId| {
             let request = usize::try_from(id.request).ok()?;
@@ -117,10 +127,12 @@ impl Bench {
 
 fn main() -> anyhow::Result<()> {
     println!("schedule(), {NUM_RUNNING} running, {NUM_WAITING} waiting, {NUM_STEPS} steps");
-    let mut bench = Bench::new(llama_cache(NUM_RUNNING, 4096)?)?;
+    let mut bench = Bench::new(llama_cache(NUM_RUNNING, 4096)?, false)?;
     bench.run("all slots are in use", 0)?;
-    let mut bench = Bench::new(llama_cache(NUM_RUNNING, 4096)?)?;
+    let mut bench = Bench::new(llama_cache(NUM_RUNNING, 4096)?, false)?;
     bench.run("one ends and one is admitted each step", 1)?;
-    let mut bench = Bench::new(llama_cache(2 * NUM_RUNNING, 2048)?)?;
+    let mut bench = Bench::new(llama_cache(NUM_RUNNING, 8192)?, true)?;
+    bench.run("the same, every hundredth prompt seven times as long", 1)?;
+    let mut bench = Bench::new(llama_cache(2 * NUM_RUNNING, 2048)?, false)?;
     bench.run("slots are there, pages are not", 0)
 }

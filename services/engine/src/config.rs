@@ -32,8 +32,10 @@ pub struct Config {
     pub weights: WeightSource,
     /// Prompt and output tokens of one sequence; none: what the model was made for, or less where KV memory is short.
     pub max_model_len: Option<usize>,
-    /// Sequences that run at once, each in its own slot of KV memory.
+    /// Sequences that run at once, each in its own slot of KV memory; at most.
     pub max_num_sequences: usize,
+    /// Tokens of KV memory that there must be for each of them, or fewer run; 0: as many run in any memory.
+    pub min_tokens_a_sequence: usize,
     /// Who gets how much of a step.
     pub policy: PolicyName,
     /// Which of two waiting requests is earlier.
@@ -78,6 +80,7 @@ impl Default for Config {
             weights: WeightSource::Checkpoint,
             max_model_len: None,
             max_num_sequences: 64,
+            min_tokens_a_sequence: 0,
             policy: PolicyName::default(),
             order: Order::default(),
             prefill_order: PrefillOrder::default(),
@@ -188,9 +191,11 @@ impl Config {
         let page_bytes = self.page_bytes(pool_bytes, needs.pages)?;
         let pool_bytes = pool_bytes - pool_bytes % page_bytes;
         let fitting_len = pool_bytes / needs.layout.token_bytes();
+        let num_fitting = fitting_len.checked_div(self.min_tokens_a_sequence.min(max_model_len));
+        let num_sequences = self.max_num_sequences.min(num_fitting.unwrap_or(usize::MAX)).max(1);
         let size = KvSize {
-            num_sequences: self.max_num_sequences,
-            num_slots: self.max_num_sequences,
+            num_sequences,
+            num_slots: num_sequences,
             max_model_len,
             pool_bytes,
             shares_prefixes: self.prefix_cache,
@@ -312,6 +317,20 @@ mod tests {
         let layout = KvLayout { num_layers: 4, num_kv_heads: 2, head_dim: 32, bytes_per_element: 4 };
         let plan = Config::default().kv_plan(KvNeeds { layout, model_max_len: 512, ..NEEDS }).unwrap();
         assert_eq!((plan.size.pool_bytes, plan.page_bytes), (64 << 20, 64 << 10));
+    }
+
+    #[test]
+    fn no_more_sequences_run_than_memory_has_room_for() {
+        let config = Config { max_num_sequences: 256, min_tokens_a_sequence: 512, ..Config::default() };
+        let num = |gib: u64, config: &Config| {
+            let needs = KvNeeds { available_bytes: Some(gib << 30), ..NEEDS };
+            config.kv_plan(needs).unwrap().size.num_sequences
+        };
+        assert_eq!([1, 8, 16, 64].map(|gib| num(gib, &config)), [8, 64, 128, 256]);
+        let given = Config { min_tokens_a_sequence: 0, ..config.clone() };
+        assert_eq!(num(1, &given), 256);
+        let short = Config { max_model_len: Some(16), ..config };
+        assert_eq!(num(1, &short), 256, "sequences that are never so long");
     }
 
     #[test]

@@ -59,6 +59,7 @@ impl Engine {
     ) -> Result<Self, Error> {
         let Loaded { adapted, mut runner, needs, device, vocab_size } = loaded;
         let plan = config.kv_plan(needs)?;
+        config.max_num_sequences = plan.size.num_sequences;
         let mut kv = KvCache::new(memory(&plan)?, needs.layout, plan.size)?;
         if let Some(target) = config.target_inter_token_latency {
             config.token_budget = budget::measure(&mut runner, &mut kv, vocab_size, target)?;

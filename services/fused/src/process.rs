@@ -15,6 +15,7 @@ use fused_settings::Settings;
 use fused_telemetry::{Metrics, Telemetry};
 
 use crate::cli::Service;
+use crate::roles::{self, Device};
 
 /// How long tasks get to end once they are told to.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -55,6 +56,9 @@ where
 {
     let settings = fused_settings::load(&service.flags)?;
     if service.print_settings {
+        let mut settings = settings;
+        let device = Device::chosen(&settings.device)?;
+        roles::complete(&mut settings, device);
         return print(&settings.to_toml()?);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

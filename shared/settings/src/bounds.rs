@@ -26,7 +26,7 @@ pub(crate) fn check(settings: &Settings) -> Result<(), SettingsError> {
     let optional = |value: Option<usize>| value.map(|value| value as u64);
     let counts: [(&'static str, Option<u64>, RangeInclusive<u64>); 18] = [
         ("max_model_len", optional(settings.max_model_len), 1..=MAX_TOKENS),
-        ("max_num_sequences", count(settings.max_num_sequences), 1..=16_384),
+        ("max_num_sequences", optional(settings.max_num_sequences), 1..=16_384),
         ("token_budget", optional(settings.token_budget), 1..=MAX_STEP_TOKENS),
         ("chunk_size_high", optional(settings.chunk_size_high), 1..=MAX_STEP_TOKENS),
         ("chunk_size_low", optional(settings.chunk_size_low), 1..=MAX_STEP_TOKENS),

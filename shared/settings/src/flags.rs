@@ -41,7 +41,7 @@ pub struct EngineFlags {
     #[arg(long, alias = "model_max_model_len", value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_model_len: Option<usize>,
-    /// Sequences that run at once [default: 64]
+    /// Sequences that run at once [default: 64; on a GPU 256, fewer where KV memory is short]
     #[arg(long, value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_num_sequences: Option<usize>,
@@ -61,7 +61,7 @@ pub struct EngineFlags {
     #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     priority_ageing_s: Option<f64>,
-    /// Tokens of one step, decodes and prefill chunks together [default: 512]
+    /// Tokens of one step, decodes and prefill chunks together [default: 512; on a GPU 2048]
     #[arg(long, alias = "sarathi_chunk_size", value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     token_budget: Option<usize>,

@@ -165,7 +165,10 @@ mod tests {
         let file = file("port = 9000\ntoken_budget = 64\nengine = [\"http://a:1\", \"http://b:1\"]\n");
         let path = file.path().to_str().unwrap();
         let settings = load(&flags(&["--config", path, "--port", "9001"])).unwrap();
-        assert_eq!((settings.port, settings.token_budget, settings.max_num_sequences), (9001, Some(64), 64));
+        assert_eq!(
+            (settings.port, settings.token_budget, settings.max_num_sequences),
+            (9001, Some(64), None)
+        );
         assert_eq!(settings.engine, ["http://a:1", "http://b:1"]);
     }
 
@@ -179,9 +182,9 @@ mod tests {
         let file = file("max_num_sequences = 9\ntoken_budget = 99\nport = 1\n");
         let path = file.path().to_str().unwrap();
         let flags = Tool::parse_from(["tool", "--config", path, "--token-budget", "88"]).flags;
-        let defaults = Settings { prefix_cache: false, max_num_sequences: 7, ..Settings::default() };
+        let defaults = Settings { prefix_cache: false, max_num_sequences: Some(7), ..Settings::default() };
         let settings = load_engine(defaults, &flags).unwrap();
-        assert_eq!((settings.max_num_sequences, settings.token_budget), (9, Some(88)));
+        assert_eq!((settings.max_num_sequences, settings.token_budget), (Some(9), Some(88)));
         assert!(!settings.prefix_cache);
     }
 

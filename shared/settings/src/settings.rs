@@ -29,8 +29,8 @@ pub struct Settings {
     pub attention_backend: String,
     /// Prompt and output tokens of one sequence; none: what the model was trained for.
     pub max_model_len: Option<usize>,
-    /// Sequences that run at once, each in its own slot of KV memory.
-    pub max_num_sequences: usize,
+    /// Sequences that run at once, each in its own slot of KV memory; none: as many as suit the device.
+    pub max_num_sequences: Option<usize>,
     /// Who gets how much of a step: `sarathi`, or what it is compared with: `vllm`, `orca`, `fastertransformer`,
     /// `simple-chunking`.
     #[serde(deserialize_with = "text")]
@@ -45,7 +45,7 @@ pub struct Settings {
     /// Under `priority`: waiting so many seconds is worth one step of priority.
     pub priority_ageing_s: f64,
     /// Tokens of one step, decodes and prefill chunks together (Sarathi-Serve's token budget); none: what meets
-    /// `target_inter_token_latency_ms`, else `chunk_size_high`, at least 512.
+    /// `target_inter_token_latency_ms`, else as many as suit the device, at least `chunk_size_high` and `max_num_sequences`.
     pub token_budget: Option<usize>,
     /// How long a running sequence may wait for its next token: the token budget is what this machine computes in that
     /// time, measured at start. In place of `token_budget`.
@@ -147,7 +147,7 @@ impl Default for Settings {
             load_format: "auto".to_owned(),
             attention_backend: "fa_vattn".to_owned(),
             max_model_len: None,
-            max_num_sequences: 64,
+            max_num_sequences: None,
             scheduling_policy: "sarathi".to_owned(),
             scheduling_order: "fcfs".to_owned(),
             prefill_order: "shortest".to_owned(),
@@ -215,6 +215,7 @@ impl Settings {
             ("served_model_name", self.served_model_name.is_none()),
             ("patch_vocabulary", self.patch_vocabulary.is_none()),
             ("max_model_len", self.max_model_len.is_none()),
+            ("max_num_sequences", self.max_num_sequences.is_none()),
             ("token_budget", self.token_budget.is_none()),
             ("target_inter_token_latency_ms", self.target_inter_token_latency_ms.is_none()),
             ("chunk_size_high", self.chunk_size_high.is_none()),

@@ -8,7 +8,7 @@ use std::f32::consts::LOG2_E;
 
 use fused_gpu::{Capability, Gpu, Kernel, Module, View};
 
-pub use split::{MAX_SPLITS, TILE_ROWS, num_splits, prefill_tiles};
+pub use split::{DecodeOrder, DecodePiece, DecodePieces, DecodeSplit, TILE_ROWS, prefill_tiles};
 
 use super::checked::{ByElement, Checked, ELEMENT_BYTES};
 use super::slots::{HeadShape, KvLayout, Slots};
@@ -63,16 +63,18 @@ pub struct Prefill<'a> {
 /// Rows that are the only one of their sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Decode<'a> {
-    /// i32 `[sequences]`: the row of each. That they are rows of the batch is the runner's word.
-    pub rows: View<'a>,
-    /// How many.
-    pub num_sequences: usize,
-    /// Into how many parts the context is cut, at most [`MAX_SPLITS`]; [`num_splits`] knows a good number.
-    pub num_splits: usize,
-    /// f32, [`partial_bytes`] of them: scratch memory. Not used where there is one part.
+    /// [`DecodePiece`]s `[pieces]`, as [`DecodeSplit::pieces`] makes them. That their rows are rows of the batch, and
+    /// that what they keep has a place, is the runner's word.
+    pub pieces: View<'a>,
+    /// How many, those included that are none.
+    pub num_pieces: usize,
+    /// In which order their blocks begin.
+    pub order: DecodeOrder,
+    /// Places for results of pieces that wait for others: [`DecodeSplit::max_parts`].
+    pub num_parts: usize,
+    /// f32, [`partial_bytes`] of them: scratch memory.
     pub partial: View<'a>,
-    /// u32 `[sequences, kv heads]`, zeros, which they are again when the launch is done. Not used where there is
-    /// one part.
+    /// u32 `[parts, kv heads]`, zeros, which they are again when the launch is done.
     pub counters: View<'a>,
 }
 
@@ -91,10 +93,11 @@ struct Params {
     scale: f32,
     window: i32,
     tiles: u64,
-    rows: u64,
+    pieces: u64,
     partial: u64,
     counters: u64,
-    num_splits: i32,
+    num_parts: i32,
+    num_pieces: i32,
 }
 
 /// The loaded kernels.
@@ -161,15 +164,10 @@ fn decode_shared_bytes(dim: usize, keys: usize) -> usize {
     (4 * 4 * keys * (dim + 8) * ELEMENT_BYTES).max(4 * (2 * 4 * 16 + 4 * 16 * dim))
 }
 
-/// Bytes of scratch memory that a decode needs: for each sequence, head and part a sum of values, a maximum and
-/// a sum.
+/// Bytes of scratch memory that a decode needs: for each part and head a sum of values, a maximum and a sum.
 #[must_use]
-pub fn partial_bytes(shape: &HeadShape, num_sequences: usize, num_splits: usize) -> usize {
-    if num_splits <= 1 {
-        return 0;
-    }
-    let num_parts = num_sequences.saturating_mul(num_splits).saturating_mul(shape.num_heads);
-    num_parts.saturating_mul(4 * (shape.head_dim + 2))
+pub fn partial_bytes(shape: &HeadShape, num_parts: usize) -> usize {
+    num_parts.saturating_mul(shape.num_heads).saturating_mul(4 * (shape.head_dim + 2))
 }
 
 impl Kernels {
@@ -214,36 +212,43 @@ impl Kernels {
         let checked = Checked { kernel: "decode" };
         let shape = attention.shape;
         let variant = self.attention.of(checked, &shape)?;
-        if shape.group() > MAX_GROUP || decode.num_splits > MAX_SPLITS {
-            return checked.refuse(format!(
-                "{} query heads for one of keys in {} parts, more than {MAX_GROUP} or {MAX_SPLITS}",
-                shape.group(),
-                decode.num_splits
-            ));
+        if shape.group() > MAX_GROUP {
+            return checked
+                .refuse(format!("{} query heads for one of keys, more than {MAX_GROUP}", shape.group()));
         }
-        let partial_bytes = partial_bytes(&shape, decode.num_sequences, decode.num_splits);
-        let num_counters = if decode.num_splits > 1 { decode.num_sequences * shape.num_kv_heads } else { 0 };
+        let partial_bytes = partial_bytes(&shape, decode.num_parts);
         let params = Params {
-            rows: checked.matrix("rows", decode.rows, decode.num_sequences, 1, 4)?,
+            pieces: checked.matrix("pieces", decode.pieces, decode.num_pieces, 4, 4)?,
             partial: checked.matrix("partial", decode.partial, 1, partial_bytes / 4, 4)?,
-            counters: checked.matrix("counters", decode.counters, num_counters, 1, 4)?,
-            num_splits: checked.count("num_splits", decode.num_splits)?,
+            counters: checked.matrix(
+                "counters",
+                decode.counters,
+                decode.num_parts * shape.num_kv_heads,
+                1,
+                4,
+            )?,
+            num_parts: checked.count("num_parts", decode.num_parts)?,
+            num_pieces: match decode.order {
+                DecodeOrder::ByPiece => 0,
+                DecodeOrder::ByHead => checked.count("num_pieces", decode.num_pieces)?,
+            },
             ..attention.params(checked)?
         };
-        let num_sequences = checked.grid_x(decode.num_sequences)?;
-        let grid = (num_sequences, checked.grid_yz(shape.num_kv_heads)?, params.num_splits as u32);
+        let num_blocks = decode.num_pieces.saturating_mul(shape.num_kv_heads);
+        let grid = (checked.grid_x(num_blocks)?, 1, 1);
         let shared_bytes = decode_shared_bytes(shape.head_dim, self.attention.decode_keys);
-        let num_blocks = decode.num_sequences * shape.num_kv_heads * decode.num_splits;
-        let kernel = match num_blocks <= self.gpu.num_multiprocessors() {
+        // Where there are contexts to cut, there is a block for each multiprocessor, and less than one more for each that is
+        // not cut.
+        let kernel = match num_blocks < 2 * self.gpu.num_multiprocessors() {
             true => &variant.decode_few,
             false => &variant.decode,
         };
         // SAFETY: `Params` is the kernel's struct. A block has the query heads of a key and value head, at most
-        // 16, of a row that the runner vouches for, and a part of its context, of which it reads keys and
+        // 16, of a row that the runner vouches for, and a piece of its context, of which it reads keys and
         // values up to the row's position, as `Slots` allows. It writes the row's result or its place in
-        // `partial`, which has one for every block; that of the block's sequence and head is its counter. The
-        // shared memory is what its constants make it. Before it waits it reads which rows there are and their
-        // slots, which come with the batch.
+        // `partial`, which the runner vouches for too, and with it for that of its counter. The shared memory is what
+        // its constants make it. Before it waits it reads which pieces there are, and their rows' slots and positions,
+        // which come with the batch.
         unsafe { self.gpu.launch_early(kernel, grid, DECODE_BLOCK, shared_bytes, &params)? };
         Ok(())
     }
@@ -269,10 +274,11 @@ impl Attention<'_> {
             // A window of more tokens than an i32 counts is none.
             window: self.window.and_then(|window| i32::try_from(window).ok()).unwrap_or(0),
             tiles: 0,
-            rows: 0,
+            pieces: 0,
             partial: 0,
             counters: 0,
-            num_splits: 1,
+            num_parts: 0,
+            num_pieces: 0,
         })
     }
 }
@@ -305,7 +311,6 @@ mod tests {
     #[test]
     fn scratch_memory_is_for_parts_only() {
         let shape = HeadShape { element: Element::Bf16, num_heads: 32, num_kv_heads: 8, head_dim: 128 };
-        assert_eq!(partial_bytes(&shape, 3, 1), 0);
-        assert_eq!(partial_bytes(&shape, 3, 2), 3 * 2 * 32 * 130 * 4);
+        assert_eq!(partial_bytes(&shape, 3), 3 * 32 * 130 * 4);
     }
 }

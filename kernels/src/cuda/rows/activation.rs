@@ -18,7 +18,7 @@ pub struct Activate<'a> {
     pub element: Element,
     /// Elements of a row of `out`; a multiple of 8.
     pub width: usize,
-    /// Tokens, 65,535 at most.
+    /// Tokens.
     pub num_rows: usize,
     /// `[rows, width]`, or `[rows, 2 width]` with a gate.
     pub x: View<'a>,
@@ -68,7 +68,7 @@ impl Kernels {
             is_gated: i32::from(activate.is_gated),
         };
         let num_pieces = (width / 8).div_ceil(BLOCK as usize);
-        let grid = (checked.grid_x(num_pieces)?, checked.grid_yz(rows)?, 1);
+        let grid = (checked.grid_x(num_pieces.saturating_mul(rows))?, 1, 1);
         // SAFETY: `Params` is the kernel's struct. A thread has eight elements of a row and leaves where there
         // are none; rows begin at multiples of 16 bytes. It has no dynamic shared memory, and waits first of all.
         unsafe { self.gpu.launch_early(self.rows.activation.of(activate.element), grid, BLOCK, 0, &params)? };

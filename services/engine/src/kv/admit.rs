@@ -119,6 +119,10 @@ impl<M: VirtualMemory> KvCache<M> {
         num_spare_pages: usize,
     ) -> Result<Option<SlotId>, Error> {
         self.settle()?;
+        if self.num_live() == 0 {
+            // Whoever is alone tries for all that the system may have.
+            self.extents.restore(usize::MAX);
+        }
         let num_tokens = candidate.num_reserved.max(candidate.tokens.len());
         if num_tokens > self.size.max_model_len {
             return Err(Error::TooLong { num_tokens, max_model_len: self.size.max_model_len });
@@ -141,7 +145,7 @@ impl<M: VirtualMemory> KvCache<M> {
             let num_shared = if self.is_worth_sharing(shared_bytes, num_pages) { num_shared } else { 0 };
             self.add_slot_if_none_is_empty();
             let Some(idx) = self.choose(found, num_shared, num_pages) else { return Ok(None) };
-            self.share_beginning(found, idx, num_shared)?;
+            self.share_beginning(found, idx, num_shared).map_err(Error::or_out_of_pages)?;
             (idx, self.end_bytes(found.slot, num_shared))
         };
         let slot = self.occupy(idx, candidate);

@@ -149,7 +149,13 @@ impl<M: VirtualMemory> KvCache<M> {
         }
         let extent = match (source, outcome) {
             (Source::Unmapped(extent, _) | Source::Slot { extent, .. }, _) => extent,
-            (Source::New, Err(NotGrown::Untaken)) => return self.extents.unreserve(num_pages),
+            (Source::New, Err(error @ (NotGrown::Untaken | NotGrown::NoMemory))) => {
+                self.extents.unreserve(num_pages);
+                if let NotGrown::NoMemory = error {
+                    self.extents.refused(num_pages);
+                }
+                return;
+            }
             (Source::New, Ok(handle) | Err(NotGrown::Unmapped(handle) | NotGrown::Closed(handle))) => {
                 self.extents.created(handle, num_pages)
             }

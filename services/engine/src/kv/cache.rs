@@ -233,6 +233,9 @@ impl<M: VirtualMemory> KvCache<M> {
             return Err(Error::TooLong { num_tokens, max_model_len: self.size.max_model_len });
         }
         if num_tokens > held {
+            if self.num_live() == 1 {
+                self.extents.restore(usize::MAX);
+            }
             let (idx, num_pages) = (slot.idx(), self.pages_for(num_tokens));
             self.map_to(idx, num_pages, Exactly::No)?;
             // It is, but where a driver's call for what was mapped ahead has failed.
@@ -287,6 +290,7 @@ impl<M: VirtualMemory> KvCache<M> {
         self.slots[idx].state = State::Parked { since: self.tick };
         self.live.remove(&idx);
         self.parked.insert(idx, self.tick, self.slots[idx].num_pages());
+        self.regain();
         bytes
     }
 

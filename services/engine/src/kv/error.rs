@@ -43,3 +43,14 @@ pub enum Error {
     #[error("virtual memory for keys and values failed")]
     Memory(#[from] fused_virtual_memory::Error),
 }
+
+impl Error {
+    /// Where the system has no memory to map with, somebody must give way as where there are no pages.
+    pub(super) fn or_out_of_pages(self) -> Self {
+        use fused_virtual_memory::Error::{OutOfMemory, TooManyMappings};
+        match self {
+            Self::Memory(OutOfMemory { .. } | TooManyMappings { .. }) => Self::OutOfPages,
+            other => other,
+        }
+    }
+}

@@ -15,6 +15,8 @@ pub(super) struct Extents {
     num_pages: usize,
     /// Pages that no extent was made of as yet.
     num_uncreated: usize,
+    /// Pages by which the pool is smaller than it was made, because the system had no memory for them.
+    num_withheld: usize,
     /// Pages of extents that are mapped nowhere.
     num_unmapped: usize,
     /// Pages of extents that live sequences need.
@@ -41,6 +43,7 @@ impl Extents {
         Self {
             num_pages,
             num_uncreated: num_pages,
+            num_withheld: 0,
             num_unmapped: 0,
             num_needed: 0,
             extents: Vec::new(),
@@ -49,7 +52,7 @@ impl Extents {
         }
     }
 
-    /// All pages there are.
+    /// All pages there are, without those for which the system had no memory.
     pub(super) fn num_pages(&self) -> usize {
         self.num_pages
     }
@@ -83,6 +86,28 @@ impl Extents {
         self.num_uncreated += num_pages;
     }
 
+    /// The system had no memory for so many pages: the pool is smaller by what cannot be created.
+    pub(super) fn refused(&mut self, num_pages: usize) {
+        let num_refused = self.num_uncreated.saturating_sub(num_pages.saturating_sub(1));
+        self.num_uncreated -= num_refused;
+        self.num_pages -= num_refused;
+        self.num_withheld += num_refused;
+    }
+
+    /// Counts up to so many pages again that the system had no memory for: it may have by now. Returns how many.
+    pub(super) fn restore(&mut self, num_pages: usize) -> usize {
+        let num_restored = num_pages.min(self.num_withheld);
+        self.num_withheld -= num_restored;
+        self.num_pages += num_restored;
+        self.num_uncreated += num_restored;
+        num_restored
+    }
+
+    /// Pages that [`restore`](Self::restore) would count again.
+    pub(super) fn num_withheld(&self) -> usize {
+        self.num_withheld
+    }
+
     /// An extent made of reserved pages; mapped nowhere and in no list: it is on its way into a slot.
     pub(super) fn created(&mut self, handle: HandleId, num_pages: usize) -> ExtentId {
         let extent = Some(Extent { handle, num_pages, num_mapped: 0, num_needing: 0 });
@@ -103,6 +128,11 @@ impl Extents {
         let id = self.unmapped[class(num_pages)].pop()?;
         self.num_unmapped -= num_pages;
         Some(id)
+    }
+
+    /// Takes the largest unmapped extent of at most so many pages.
+    pub(super) fn take_unmapped_within(&mut self, num_pages: usize) -> Option<ExtentId> {
+        (0..=class(num_pages)).rev().find_map(|class| self.take_unmapped(1 << class))
     }
 
     /// Takes the smallest unmapped extent, to be released.

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fused_virtual_memory::{Access, HandleId, RangeId, VirtualMemory};
+use fused_virtual_memory::{Access, Error as MemoryError, HandleId, RangeId, VirtualMemory};
 
 use super::Error;
 use super::extents::ExtentId;
@@ -56,6 +56,8 @@ pub(super) struct Grown {
 pub(super) enum NotGrown {
     /// There is no new extent, or the old one is still where it was.
     Untaken,
+    /// There is no new extent, because the system has no memory for it.
+    NoMemory,
     /// The extent is mapped nowhere.
     Unmapped(HandleId),
     /// The extent is where it should be, and nobody may touch it.
@@ -165,16 +167,20 @@ fn unshared(grown: &mut Mutex<Receiver<Grown>>) -> &mut Receiver<Grown> {
 fn grow<M: VirtualMemory>(memory: &M, growth: Growth) -> Grown {
     let mut num_calls = 1;
     let handle = match growth.source {
-        Source::New => memory.create(growth.place.len).ok(),
+        Source::New => memory.create(growth.place.len).map_err(|error| match error {
+            MemoryError::OutOfMemory { .. } => NotGrown::NoMemory,
+            _ => NotGrown::Untaken,
+        }),
         Source::Unmapped(_, handle) => {
             num_calls = 0;
-            Some(handle)
+            Ok(handle)
         }
         Source::Slot { handle, place, .. } => {
-            memory.unmap(place.range, place.offset, place.len).is_ok().then_some(handle)
+            let unmapped = memory.unmap(place.range, place.offset, place.len);
+            unmapped.map(|()| handle).map_err(|_| NotGrown::Untaken)
         }
     };
-    let outcome = handle.ok_or(NotGrown::Untaken).and_then(|handle| {
+    let outcome = handle.and_then(|handle| {
         num_calls += 2;
         open(memory, growth.place, handle).map(|()| handle)
     });

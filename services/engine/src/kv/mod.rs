@@ -7,6 +7,10 @@
 //! its pages ("parked"): the next sequence adopts it whole, so that steady state makes no driver calls, and pages leave it
 //! only when somebody needs them, from the slot longest out of use first.
 //!
+//! Where the system has no memory for an extent, because a neighbour on the GPU has taken it, the pool shrinks to what was
+//! had, and those who run are served from that: the last in order gives way, as where the pool was small from the start. It
+//! grows again as the memory comes back.
+//!
 //! **Prefix sharing.** A slot also keeps what is in its pages. A sequence whose prompt begins like a slot's content goes on in
 //! that very slot, or has the extents of the common beginning mapped, for reading only, at the start of a slot of its own,
 //! and the rest of the beginning copied. So every sequence stays contiguous, and plain attention kernels run on shared

@@ -36,7 +36,7 @@ impl<M: VirtualMemory> KvCache<M> {
                     Exactly::No => missing.max(self.pages_ahead(idx)),
                 };
                 let extent = self.take(extent_pages(wanted), idx)?;
-                self.map_behind(idx, extent)?;
+                self.map_behind(idx, extent).map_err(Error::or_out_of_pages)?;
             }
         }
         Ok(())
@@ -57,26 +57,48 @@ impl<M: VirtualMemory> KvCache<M> {
     }
 
     /// An extent of so many pages that is mapped nowhere, for the slot `taker`: a free one, a new one, one made of smaller
-    /// or larger free ones, or one that somebody loses.
+    /// or larger free ones, or one that somebody loses. A smaller one where the system has no memory for it, which others
+    /// on the machine may have taken: the pool is what could be had.
     pub(super) fn take(&mut self, num_pages: usize, taker: usize) -> Result<ExtentId, Error> {
+        let (wanted, mut num_pages) = (num_pages, num_pages);
         loop {
-            if let Some(extent) = self.extents.take_unmapped(num_pages) {
+            let unmapped = match num_pages == wanted {
+                true => self.extents.take_unmapped(wanted),
+                false => self.extents.take_unmapped_within(wanted),
+            };
+            if let Some(extent) = unmapped {
                 return Ok(extent);
             }
-            let mut refused = None;
             if self.extents.num_uncreated() >= num_pages {
                 match self.create(num_pages) {
-                    Err(Error::Memory(error @ MemoryError::OutOfMemory { .. })) => refused = Some(error),
+                    Err(Error::Memory(MemoryError::OutOfMemory { .. })) => {
+                        self.extents.refused(num_pages);
+                        num_pages = (num_pages / 2).max(1);
+                        continue;
+                    }
                     created => return created,
                 }
             }
-            let enough_is_free = self.extents.num_free() >= num_pages;
-            if (enough_is_free || refused.is_some()) && self.release_smallest()? {
+            if self.extents.num_free() >= num_pages && self.release_smallest()? {
                 continue;
             }
             if !self.evict(taker)? {
-                return Err(refused.map_or(Error::OutOfPages, Error::Memory));
+                return Err(Error::OutOfPages);
             }
+        }
+    }
+
+    /// Looks whether the system has memory again that it had not: for an extent, each time that a slot is given back.
+    pub(super) fn regain(&mut self) {
+        let num_uncreated = self.extents.num_uncreated();
+        let num_pages = extent_pages(self.extents.num_withheld());
+        if self.extents.restore(num_pages) == 0 {
+            return;
+        }
+        match self.create(num_pages) {
+            Ok(extent) => self.extents.put_unmapped(extent),
+            // Nobody needs it as yet: whoever does hears why there is none.
+            Err(_) => self.extents.refused(num_uncreated + 1),
         }
     }
 

@@ -7,7 +7,7 @@ use fused_virtual_memory::VirtualMemory;
 use super::plan::Plan;
 use super::progress::{Progress, Running, WaitsFor};
 use super::{Known, MAX_PREEMPTIONS, Scheduler, SequenceId};
-use crate::kv::{Admission, Candidate, KvCache};
+use crate::kv::{self, Admission, Candidate, KvCache};
 
 /// Waiting sequences that are asked in one step and get no slot: behind them nobody is looked at.
 const MAX_ASKED: usize = 64;
@@ -117,7 +117,11 @@ impl Scheduler {
                 is_arriving: !progress.prompt_is_complete(),
                 salt,
                 reuses,
-                num_reserved: self.num_reserved(progress),
+                // Alone it needs nothing that others might take.
+                num_reserved: match kv.num_live() {
+                    0 => progress.num_tokens,
+                    _ => self.num_reserved(progress),
+                },
                 is_ahead: plan.step.is_ahead,
             };
             match if is_coming { None } else { Some(kv.admit(&candidate)) } {
@@ -138,6 +142,11 @@ impl Scheduler {
                         return false;
                     }
                     Some(stalled) => self.preempt(stalled, plan, kv),
+                    None if kv.num_live() == 0 && !kv.has_copies() => {
+                        // The pool has shrunk, and nobody is left whose memory it could wait for.
+                        self.waiting.remove(id);
+                        plan.step.failed.push((id, kv::Error::OutOfPages));
+                    }
                     None => {
                         // What is about to be copied cannot be taken in this step, but in the next.
                         if !kv.has_copies() {

@@ -32,6 +32,19 @@ fn cache_with_spare_slots(
     KvCache::new(memory, layout, size).unwrap()
 }
 
+/// A pool of `num_pages` on a machine where a neighbour has left `num_left` of them.
+fn cache_beside_a_neighbour(num_pages: usize, num_left: usize) -> KvCache<SimulatedMemory> {
+    let layout = KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2, bytes_per_element: 2 };
+    let size = KvSize {
+        num_sequences: 4,
+        num_slots: 8,
+        max_model_len: MAX_MODEL_LEN,
+        pool_bytes: num_pages * 32,
+        shares_prefixes: true,
+    };
+    KvCache::new(SimulatedMemory::new(32, num_left * 32).unwrap(), layout, size).unwrap()
+}
+
 fn sarathi(token_budget: usize) -> Scheduler {
     with_policy(PolicyName::Sarathi, token_budget)
 }
@@ -189,6 +202,39 @@ fn an_arriving_prompt_is_prefilled_as_it_comes_and_draws_nothing_before_its_end(
 }
 
 #[test]
+fn where_a_neighbour_has_the_memory_the_last_gives_way_and_nobody_fails() {
+    let (mut scheduler, mut kv) = (sarathi(64), cache_beside_a_neighbour(40, 10));
+    (0..3).for_each(|request| arrive(&mut scheduler, request, 11));
+    let mut num_preempted = 0;
+    for _ in 0..200 {
+        let step = run(&mut scheduler, &mut kv);
+        assert!(step.failed.is_empty(), "{:?}", step.failed);
+        assert!(!step.preempted.contains(&id(0)), "the first in order gives way");
+        num_preempted += step.preempted.len();
+        for scheduled in step.scheduled {
+            if scheduled.context_len + scheduled.num_tokens == MAX_MODEL_LEN - 2 {
+                remove(&mut scheduler, scheduled.id.request, &mut kv);
+            }
+        }
+    }
+    assert!(num_preempted > 0);
+    assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (0, 0), "everybody was served");
+}
+
+#[test]
+fn who_does_not_fit_alone_fails_and_does_not_wait_for_ever() {
+    let (mut scheduler, mut kv) = (sarathi(64), cache_beside_a_neighbour(40, 3));
+    arrive(&mut scheduler, 0, 20);
+    arrive(&mut scheduler, 1, 10);
+    let mut failed = Vec::new();
+    for _ in 0..20 {
+        failed.extend(run(&mut scheduler, &mut kv).failed.into_iter().map(|(id, _)| id.request));
+    }
+    assert_eq!(failed, [0, 1], "at once, and when it has grown");
+    assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (0, 0));
+}
+
+#[test]
 fn the_youngest_gives_way_and_is_computed_again_with_what_it_had_drawn() {
     // Ten pages are one sequence of the greatest length.
     let (mut scheduler, mut kv) = (sarathi(64), cache(4, 10));
@@ -331,7 +377,7 @@ fn a_machine_without_memory_fails_the_one_and_keeps_going() {
     arrive(&mut scheduler, 0, 30);
     arrive(&mut scheduler, 1, 2);
     let step = run(&mut scheduler, &mut kv);
-    assert!(matches!(step.failed[..], [(failed, kv::Error::Memory(_))] if failed == id(0)));
+    assert!(matches!(step.failed[..], [(failed, kv::Error::OutOfPages)] if failed == id(0)));
     assert_eq!(plan(&step), [(1, 0, 2, true)]);
 }
 

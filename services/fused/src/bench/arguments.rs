@@ -43,9 +43,9 @@ pub(crate) enum BenchCommand {
     }),
 )]
 pub(crate) struct EngineBench {
-    /// Requests, prompt tokens and output tokens, as 8x1024x256; all are sent at once; may be repeated [default:
-    /// 1x128x256 8x128x256 64x128x256 1x1024x1, shorter where the model's context is]
-    #[arg(long, value_name = "REQUESTSxPROMPTxOUTPUT", num_args = 1..)]
+    /// Requests, prompt tokens and output tokens, as 8x1024x256, and of unequal lengths as 31x128x256+1x100000x256; all are
+    /// sent at once; may be repeated [default: 1x128x256 8x128x256 64x128x256 1x1024x1, shorter where the model's context is]
+    #[arg(long, value_name = "REQUESTSxPROMPTxOUTPUT[+…]", num_args = 1..)]
     pub(crate) case: Vec<Case>,
     /// Also so many requests of mixed lengths at once: prompts of 128 to 1024 tokens, outputs of 64 to 512
     #[arg(long, value_name = "N", value_parser = num_requests)]

@@ -10,7 +10,10 @@ use fused_vocabulary::import::PatchEmbeddings;
 pub(crate) enum Device {
     Cpu,
     /// Which of the GPUs that the driver shows.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no such backend in this build"))]
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "there is no such backend in this build")
+    )]
     Cuda(usize),
 }
 
@@ -26,10 +29,27 @@ impl Device {
     }
 
     /// Tokens of one step by default: as many as keep the device busy without a step taking long.
-    pub(crate) fn token_budget(self) -> usize {
+    pub(super) fn token_budget(self) -> usize {
         match self {
             Self::Cpu => Config::default().token_budget,
             Self::Cuda(_) => 2048,
+        }
+    }
+
+    /// Sequences that run at once by default: on a GPU a step of so many takes hardly longer than one of a few.
+    pub(super) fn max_num_sequences(self) -> usize {
+        match self {
+            Self::Cpu => Config::default().max_num_sequences,
+            Self::Cuda(_) => 256,
+        }
+    }
+
+    /// Tokens that each of those must find room for in KV memory, or there are fewer: with less, one after the other would
+    /// give way. The host's memory is made for as many as there are.
+    pub(super) fn min_tokens_a_sequence(self) -> usize {
+        match self {
+            Self::Cpu => 0,
+            Self::Cuda(_) => 512,
         }
     }
 

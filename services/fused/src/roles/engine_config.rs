@@ -6,6 +6,21 @@ use fused_settings::Settings;
 
 use super::device::Device;
 
+/// Fills in what follows the device, where it is not set: so many sequences, and tokens of one step.
+pub(crate) fn complete(settings: &mut Settings, device: Device) {
+    let max_num_sequences = settings.max_num_sequences.unwrap_or_else(|| {
+        // Each takes a token of a step.
+        settings.token_budget.unwrap_or(usize::MAX).min(device.max_num_sequences())
+    });
+    settings.max_num_sequences = Some(max_num_sequences);
+    if settings.target_inter_token_latency_ms.is_none() {
+        // A budget below the largest chunk would silently undo the schedule.
+        let largest_chunk = settings.chunk_size_high.unwrap_or(0);
+        let budget = device.token_budget().max(largest_chunk).max(max_num_sequences);
+        settings.token_budget.get_or_insert(budget);
+    }
+}
+
 /// What the settings mean to the engine.
 pub(crate) fn engine_config(
     settings: &Settings,
@@ -13,6 +28,11 @@ pub(crate) fn engine_config(
     device: Device,
 ) -> anyhow::Result<Config> {
     let default = Config::default();
+    let is_given = settings.max_num_sequences.is_some();
+    let mut settings = settings.clone();
+    complete(&mut settings, device);
+    let settings = &settings;
+    let max_num_sequences = settings.max_num_sequences.unwrap_or(default.max_num_sequences);
     let chunk_schedule = chunk_schedule(settings);
     Ok(Config {
         model_name,
@@ -21,11 +41,13 @@ pub(crate) fn engine_config(
             _ => WeightSource::Checkpoint,
         },
         max_model_len: settings.max_model_len,
-        max_num_sequences: settings.max_num_sequences,
+        max_num_sequences,
+        min_tokens_a_sequence: if is_given { 0 } else { device.min_tokens_a_sequence() },
         policy: settings.scheduling_policy.parse()?,
         order: order(settings)?,
         prefill_order: settings.prefill_order.parse()?,
-        token_budget: token_budget(settings, chunk_schedule, device.token_budget()),
+        // Where it is measured, the one that it begins with.
+        token_budget: settings.token_budget.unwrap_or(device.token_budget().max(max_num_sequences)),
         target_inter_token_latency: settings
             .target_inter_token_latency_ms
             .map(|ms| seconds("target_inter_token_latency_ms", ms / 1000.0))
@@ -59,11 +81,6 @@ fn order(settings: &Settings) -> anyhow::Result<Order> {
     }
 }
 
-/// A budget below the largest chunk would silently undo the schedule.
-fn token_budget(settings: &Settings, schedule: Option<ChunkSchedule>, default: usize) -> usize {
-    settings.token_budget.unwrap_or(schedule.map_or(default, |schedule| schedule.high.max(default)))
-}
-
 /// `load` sets either all four or none.
 fn chunk_schedule(settings: &Settings) -> Option<ChunkSchedule> {
     Some(ChunkSchedule {
@@ -94,6 +111,31 @@ mod tests {
     fn the_default_settings_are_the_engines_defaults() {
         let default = Config { model_name: "m".to_owned(), ..Config::default() };
         assert_eq!(format!("{:?}", config(&Settings::default())), format!("{default:?}"));
+    }
+
+    /// Whatever is left out, what is chosen for it goes with the rest.
+    #[test]
+    fn sequences_and_budget_follow_the_device_and_each_other() {
+        let chosen = |device, max_num_sequences, token_budget| {
+            let settings = Settings { max_num_sequences, token_budget, ..Settings::default() };
+            let config = engine_config(&settings, "m".to_owned(), device).unwrap();
+            let mut shown = settings;
+            complete(&mut shown, device);
+            assert_eq!(shown.max_num_sequences, Some(config.max_num_sequences), "what is printed");
+            assert_eq!(shown.token_budget, Some(config.token_budget), "what is printed");
+            (config.max_num_sequences, config.token_budget)
+        };
+        let (cpu, gpu) = (Device::Cpu, Device::Cuda(0));
+        assert_eq!((chosen(cpu, None, None), chosen(gpu, None, None)), ((64, 512), (256, 2048)));
+        assert_eq!((chosen(cpu, None, Some(32)), chosen(gpu, None, Some(128))), ((32, 32), (128, 128)));
+        assert_eq!((chosen(cpu, Some(700), None), chosen(gpu, Some(4096), None)), ((700, 700), (4096, 4096)));
+        // What was given stays, for the engine to refuse.
+        assert_eq!(chosen(gpu, Some(100), Some(50)), (100, 50));
+        let settings = |max_num_sequences| Settings { max_num_sequences, ..Settings::default() };
+        let least = |max| engine_config(&settings(max), "m".to_owned(), gpu).unwrap().min_tokens_a_sequence;
+        assert_eq!((least(None), least(Some(256))), (512, 0));
+        let target = Settings { target_inter_token_latency_ms: Some(5.0), ..settings(Some(3000)) };
+        assert_eq!(engine_config(&target, "m".to_owned(), gpu).unwrap().token_budget, 3000);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use fused_transport::follow;
 use crate::process::{Failure, Process};
 use banner::Banner;
 pub(crate) use device::Device;
-pub(crate) use engine_config::engine_config;
+pub(crate) use engine_config::{complete, engine_config};
 use grpc::{Served, bind, serve_grpc};
 use parts::{
     JOIN_TIMEOUT, Loaded, start_engine, start_gateway, start_in_process, start_metrics, start_tokenizer,

@@ -7,6 +7,8 @@ use super::*;
 pub(super) struct Faulty {
     memory: SimulatedMemory,
     fails: Mutex<Box<dyn FnMut(Call) -> bool + Send>>,
+    /// The calls for which there is no memory.
+    lacks: Mutex<fn(Call) -> bool>,
     num_faults: AtomicUsize,
 }
 
@@ -23,12 +25,23 @@ pub(super) enum Call {
 impl Faulty {
     /// As yet it does not fail.
     pub(super) fn new(memory: SimulatedMemory) -> Self {
-        Self { memory, fails: Mutex::new(Box::new(|_| false)), num_faults: AtomicUsize::new(0) }
+        Self {
+            memory,
+            fails: Mutex::new(Box::new(|_| false)),
+            lacks: Mutex::new(|_| false),
+            num_faults: AtomicUsize::new(0),
+        }
     }
 
-    /// From now on those calls fail of which this says so.
+    /// From now on those calls fail of which this says so, and no others.
     pub(super) fn fail_when(&self, fails: impl FnMut(Call) -> bool + Send + 'static) {
         *self.fails.lock().unwrap() = Box::new(fails);
+        *self.lacks.lock().unwrap() = |_| false;
+    }
+
+    /// From now on there is no memory for those calls of which this says so.
+    pub(super) fn lack_when(&self, lacks: fn(Call) -> bool) {
+        *self.lacks.lock().unwrap() = lacks;
     }
 
     /// Some calls fail, after so many others.
@@ -51,6 +64,9 @@ impl Faulty {
     }
 
     fn check(&self, call: Call) -> Result<(), MemoryError> {
+        if (self.lacks.lock().unwrap())(call) {
+            return Err(MemoryError::OutOfMemory { len: 0 });
+        }
         if !(self.fails.lock().unwrap())(call) {
             return Ok(());
         }

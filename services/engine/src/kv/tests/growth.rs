@@ -188,3 +188,90 @@ fn the_next_sequence_finds_its_pages_mapped_while_there_is_memory_to_spare() {
     }
     assert_eq!(kv.memory().calls().unmap, 0, "nobody has lost anything for it");
 }
+
+/// Memory of which a neighbour takes so many bytes, and gives them back.
+fn with_neighbour(num_slots: usize, num_pages: usize) -> (KvCache<Faulty>, impl Fn(usize, bool)) {
+    let size = size(num_slots, num_pages);
+    let memory = Faulty::new(SimulatedMemory::new(PAGE, size.pool_bytes).unwrap());
+    let kv = KvCache::new(memory, LAYOUT, size).unwrap();
+    let memory = std::sync::Arc::clone(&kv.memory);
+    let taken = std::sync::Mutex::new(Vec::new());
+    let take = move |num_pages: usize, is_taken: bool| {
+        let mut taken = taken.lock().unwrap();
+        for _ in 0..num_pages {
+            if is_taken {
+                taken.push(memory.inner().create(PAGE).unwrap());
+            } else {
+                memory.inner().release(taken.pop().unwrap()).unwrap();
+            }
+        }
+    };
+    (kv, take)
+}
+
+#[test]
+fn what_a_neighbour_takes_is_missing_from_the_pool_until_it_gives_it_back() {
+    let (mut kv, take) = with_neighbour(3, 20);
+    let [first, second, third] = [5, 5, 5].map(|num_tokens| kv.acquire(num_tokens).unwrap());
+    assert_eq!(kv.stats().mapped_bytes, 6 * PAGE);
+    take(9, true);
+    // Five pages are left, in no extent of eight.
+    kv.ensure(first, 16).unwrap();
+    assert!(matches!(kv.ensure(second, 16), Err(Error::OutOfPages)), "and not a failure of memory");
+    assert!(kv.is_consistent());
+    assert_eq!(kv.stats().total_bytes, 11 * PAGE);
+    kv.release(third);
+    kv.ensure(second, 8).unwrap();
+    assert_eq!(kv.stats().total_bytes, 11 * PAGE, "nothing has come back");
+    // What comes back is found when slots are given back.
+    take(9, false);
+    for _ in 0..9 {
+        let slot = kv.acquire(1).unwrap();
+        kv.release(slot);
+    }
+    assert_eq!(kv.stats().total_bytes, 20 * PAGE);
+    kv.ensure(second, 16).unwrap();
+    assert!(kv.is_consistent());
+}
+
+#[test]
+fn whoever_is_alone_tries_for_all_there_is() {
+    let (mut kv, take) = with_neighbour(2, 16);
+    take(12, true);
+    let slot = kv.acquire(8).unwrap();
+    assert!(matches!(kv.ensure(slot, 20), Err(Error::OutOfPages)));
+    assert!(kv.stats().total_bytes < 16 * PAGE);
+    take(12, false);
+    kv.ensure(slot, 20).unwrap();
+    kv.release(slot);
+    take(8, true);
+    assert!(kv.acquire(20).is_ok(), "it finds its pages where they were");
+    assert!(kv.is_consistent());
+}
+
+#[test]
+fn what_the_mapper_finds_missing_is_missing_from_the_pool() {
+    let (mut kv, take) = with_neighbour(2, 12);
+    let slots = [kv.acquire(2).unwrap(), kv.acquire(2).unwrap()];
+    take(10, true);
+    for slot in slots {
+        kv.map_ahead([slot]).unwrap();
+        kv.map_ahead([]).unwrap();
+    }
+    assert_eq!(kv.stats().total_bytes, 2 * PAGE);
+    assert!(kv.is_consistent());
+    assert!(matches!(kv.ensure(slots[0], 3), Err(Error::OutOfPages)));
+}
+
+/// Some systems say so when a page is mapped, not when it is created.
+#[test]
+fn no_memory_to_map_with_is_a_want_of_pages() {
+    let memory = Faulty::new(SimulatedMemory::new(PAGE, 8 * PAGE).unwrap());
+    let mut kv = KvCache::new(memory, LAYOUT, size(2, 8)).unwrap();
+    let slot = kv.acquire(2).unwrap();
+    kv.memory().lack_when(|call| matches!(call, faulty::Call::Map | faulty::Call::SetAccess));
+    assert!(matches!(kv.ensure(slot, 4), Err(Error::OutOfPages)));
+    assert!(kv.is_consistent());
+    kv.memory().fail_when(|_| false);
+    kv.ensure(slot, 4).unwrap();
+}

@@ -65,12 +65,15 @@ fn wrong_sizes_and_slots_are_errors() {
 }
 
 #[test]
-fn a_machine_with_less_memory_than_the_pool_is_an_error_and_no_loss() {
+fn a_machine_with_less_memory_than_the_pool_makes_the_pool_smaller() {
     let mut kv = KvCache::new(SimulatedMemory::new(PAGE, 3 * PAGE).unwrap(), LAYOUT, size(2, 8)).unwrap();
     let slot = kv.acquire(1).unwrap();
     kv.ensure(slot, 8).unwrap();
-    assert!(matches!(kv.ensure(slot, 9), Err(Error::Memory(_))));
+    let second = kv.acquire(0).unwrap();
+    assert!(matches!(kv.ensure(slot, 9), Err(Error::OutOfPages)));
     assert!(kv.is_consistent());
+    assert_eq!(kv.stats().total_bytes, 3 * PAGE);
+    kv.release(second);
     kv.release(slot);
     let other = kv.acquire(2).unwrap();
     kv.ensure(other, 8).unwrap();

@@ -38,6 +38,10 @@ enum Call {
     },
     MapAhead,
     Copy,
+    /// A neighbour takes the memory that is left, or gives it back.
+    Lack {
+        is_lacking: bool,
+    },
     /// After so many calls of the driver, some of them fail.
     Break {
         after: usize,
@@ -55,6 +59,7 @@ fn call() -> impl Strategy<Value = Call> {
         2 => nth.prop_map(|nth| Call::Announce { nth }),
         2 => Just(Call::MapAhead),
         3 => Just(Call::Copy),
+        1 => prop::bool::ANY.prop_map(|is_lacking| Call::Lack { is_lacking }),
         1 => (0..12usize, 1..4usize).prop_map(|(after, num_faults)| Call::Break { after, num_faults }),
     ]
 }
@@ -110,6 +115,7 @@ struct World {
     machine: Machine,
     lives: Vec<Life>,
     next_token: u32,
+    is_lacking: bool,
 }
 
 impl World {
@@ -119,7 +125,7 @@ impl World {
         if has_mapper {
             machine.kv.start_mapper().unwrap();
         }
-        Self { shape, machine, lives: Vec::new(), next_token: 1 << 20 }
+        Self { shape, machine, lives: Vec::new(), next_token: 1 << 20, is_lacking: false }
     }
 
     fn own(&mut self, num_tokens: usize) -> impl Iterator<Item = TokenId> + use<> {
@@ -148,7 +154,8 @@ impl World {
                 let own = self.own(num_own);
                 let tokens: Vec<_> = common.chain(own).collect();
                 let kv = &mut self.machine.kv;
-                let nobody_is_in_the_way = self.lives.is_empty() && !kv.has_copies() && !is_arriving;
+                let nobody_is_in_the_way =
+                    self.lives.is_empty() && !kv.has_copies() && !is_arriving && !self.is_lacking;
                 let salt = is_salted.then_some("salt");
                 let num_reserved = tokens.len() + num_spare;
                 match kv.admit(&Candidate {
@@ -205,13 +212,20 @@ impl World {
             Call::Copy => {
                 self.machine.copy();
             }
+            Call::Lack { is_lacking } if self.shape.has_faults => {
+                let lacks: fn(faulty::Call) -> bool = |call| call == faulty::Call::Create;
+                self.machine.kv.memory().lack_when(if is_lacking { lacks } else { |_| false });
+                self.is_lacking = is_lacking;
+            }
             Call::Break { after, num_faults } if self.shape.has_faults => {
+                self.is_lacking = false;
                 self.machine.kv.memory().fail_after(after, num_faults);
             }
             Call::Compute { .. }
             | Call::Grow { .. }
             | Call::Release { .. }
             | Call::Announce { .. }
+            | Call::Lack { .. }
             | Call::Break { .. } => {}
         }
         None

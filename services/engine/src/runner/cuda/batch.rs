@@ -5,7 +5,9 @@
 
 use fused_gpu::{Buffer, Gpu, Pinned, View};
 use fused_kernels::RowSampling;
-use fused_kernels::cuda::{SampledRows, Slots, prefill_tiles};
+use fused_kernels::cuda::{
+    DecodeOrder, DecodePiece, DecodePieces, DecodeSplit, SampledRows, Slots, prefill_tiles,
+};
 use fused_virtual_memory::CudaMemory;
 use fused_vocabulary::TokenId;
 
@@ -22,6 +24,11 @@ pub(super) const GRAPH_ROWS: [usize; 31] = [
     1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 160, 176, 192, 208,
     224, 240, 256, 320, 384, 512,
 ];
+
+/// How many rows the smallest graph has that so many fit into; `None` where there is none.
+pub(super) fn graph_rows(num_rows: usize) -> Option<usize> {
+    GRAPH_ROWS.into_iter().find(|rows| *rows >= num_rows)
+}
 
 /// A step's rows: the new tokens of all sequences, one after the other.
 pub(super) struct Batch<'a> {
@@ -68,7 +75,7 @@ impl<'a> Batch<'a> {
     pub(super) fn graph_rows(&self, max_rows: usize) -> Option<usize> {
         let is_decode =
             |s: &SequenceStep<'_>| s.num_tokens() == 1 && s.sample.is_some() && s.prompt_logprobs.is_none();
-        let num_rows = GRAPH_ROWS.into_iter().find(|num_rows| *num_rows >= self.num_rows)?;
+        let num_rows = graph_rows(self.num_rows)?;
         (num_rows <= max_rows && self.sequences.iter().all(is_decode)).then_some(num_rows)
     }
 
@@ -87,6 +94,9 @@ pub(super) struct BatchBuffers {
     lists: Lists,
     kept: KeptLists,
     max_rows: usize,
+    split: DecodeSplit,
+    /// Tokens of a context that attention reads at most, in the layer that reads most.
+    window: usize,
 }
 
 /// What of a batch is on the device.
@@ -94,7 +104,9 @@ pub(super) struct BatchBuffers {
 pub(super) struct OnDevice {
     pub(super) num_rows: usize,
     pub(super) num_tiles: usize,
-    pub(super) num_decodes: usize,
+    /// Pieces of contexts of rows that decode, those of a recorded list included that are none.
+    pub(super) num_pieces: usize,
+    pub(super) order: DecodeOrder,
 }
 
 /// A part of the buffers that has so many bytes for each row. They lie one behind the other, each for as many rows as the step
@@ -117,13 +129,27 @@ const SLOTS: Part = Part::behind(SAMPLING, 8);
 const TOKENS: Part = Part::behind(SLOTS, 4);
 const POSITIONS: Part = Part::behind(TOKENS, 4);
 const TILES: Part = Part::behind(POSITIONS, 8);
-const DECODES: Part = Part::behind(TILES, 4);
-const WANTED: Part = Part::behind(DECODES, 4);
-const ROW_BYTES: usize = WANTED.before + WANTED.size;
+const WANTED: Part = Part::behind(TILES, 4);
+/// The last, of which there are more than rows.
+const PIECES: Part = Part::behind(WANTED, size_of::<DecodePiece>());
 
 /// Rows that a step's parts have room for: every part begins at a multiple of 16 bytes.
 fn room(num_rows: usize) -> usize {
     num_rows.next_multiple_of(4)
+}
+
+/// Bytes of a step's parts.
+fn step_bytes(num_rows: usize, num_pieces: usize) -> usize {
+    PIECES.before * room(num_rows) + PIECES.size * num_pieces
+}
+
+/// How many pieces are launched, those included that are none: a graph's, which has room for as many as there can be.
+fn num_listed(split: DecodeSplit, num_decodes: usize, order: DecodeOrder) -> usize {
+    match order {
+        _ if num_decodes == 0 => 0,
+        DecodeOrder::ByPiece => split.max_pieces(num_decodes),
+        DecodeOrder::ByHead => num_decodes,
+    }
 }
 
 /// The parts on the host, each with room for the step's rows.
@@ -133,8 +159,8 @@ struct Parts<'a> {
     tokens: &'a mut [i32],
     positions: &'a mut [u32],
     tiles: &'a mut [i32],
-    decodes: &'a mut [u32],
     wanted: &'a mut [u32],
+    pieces: &'a mut [DecodePiece],
 }
 
 impl<'a> Parts<'a> {
@@ -151,15 +177,21 @@ impl<'a> Parts<'a> {
             tokens: bytemuck::cast_slice_mut(part(TOKENS)),
             positions: bytemuck::cast_slice_mut(part(POSITIONS)),
             tiles: bytemuck::cast_slice_mut(part(TILES)),
-            decodes: bytemuck::cast_slice_mut(part(DECODES)),
             wanted: bytemuck::cast_slice_mut(part(WANTED)),
+            pieces: bytemuck::cast_slice_mut(rest),
         }
     }
 }
 
 impl BatchBuffers {
-    pub(super) fn new(gpu: &Gpu, max_rows: usize) -> fused_gpu::Result<Self> {
-        let len = ROW_BYTES * room(max_rows);
+    /// `window`: tokens of a context that attention reads at most, in the layer that reads most.
+    pub(super) fn new(
+        gpu: &Gpu,
+        max_rows: usize,
+        split: DecodeSplit,
+        window: usize,
+    ) -> fused_gpu::Result<Self> {
+        let len = step_bytes(max_rows, split.max_pieces(max_rows));
         let host = InTurn::new(|| gpu.pinned(len))?;
         Ok(Self {
             host,
@@ -167,6 +199,8 @@ impl BatchBuffers {
             lists: Lists::new(gpu)?,
             kept: KeptLists::default(),
             max_rows,
+            split,
+            window,
         })
     }
 
@@ -188,14 +222,14 @@ impl BatchBuffers {
             return Err(Error::Batch(message));
         }
         let parts = Parts::of(self.host.next().as_mut_slice()?, num_rows);
-        let mut num_decodes = 0;
+        let mut decodes = Vec::with_capacity(batch.sequences.len());
         let mut row = 0;
         for (nth, sequence) in batch.sequences.iter().enumerate() {
             let num_tokens = sequence.num_tokens();
+            let end = sequence.context_len + num_tokens;
             let address = pinned.address(nth, sequence.context_len, num_tokens)?;
             if num_tokens == 1 {
-                parts.decodes[num_decodes] = word(row)?;
-                num_decodes += 1;
+                decodes.push((row, end.min(self.window)));
             }
             let pending = sequence.drawn_by.map(|by| pending(batch.drawn, by)).transpose()?;
             let known = sequence.tokens.iter().map(|TokenId(token)| token.cast_signed());
@@ -206,10 +240,9 @@ impl BatchBuffers {
             }
         }
         // Rows that pad a batch have no slot: nothing is read or written for them.
+        let num_padding = num_rows - row;
         for row in row..num_rows {
-            (parts.slots[row], parts.tokens[row], parts.positions[row], parts.decodes[num_decodes]) =
-                (0, 0, 0, word(row)?);
-            num_decodes += 1;
+            (parts.slots[row], parts.tokens[row], parts.positions[row]) = (0, 0, 0);
         }
         let counted: Vec<_> = wanted.iter().filter_map(Wanted::occurrences).collect();
         let kept = self.kept.begin(gpu, &counted)?;
@@ -238,24 +271,38 @@ impl BatchBuffers {
         for (place, number) in parts.tiles.iter_mut().zip(tiles.iter().flatten()) {
             *place = *number;
         }
-        self.copy(gpu, num_rows)?;
-        Ok(OnDevice { num_rows, num_tiles: tiles.len(), num_decodes })
+        let DecodePieces { pieces, order } = self.split.pieces(&decodes);
+        let num_decodes = if decodes.is_empty() { 0 } else { decodes.len() + num_padding };
+        let num_listed = num_listed(self.split, num_decodes, order);
+        let (listed, filling) = parts.pieces[..num_listed].split_at_mut(pieces.len());
+        listed.copy_from_slice(&pieces);
+        filling.fill(DecodePiece::NONE);
+        self.copy(gpu, num_rows, num_listed)?;
+        Ok(OnDevice { num_rows, num_tiles: tiles.len(), num_pieces: num_listed, order })
     }
 
-    /// Rows that are nothing but padding.
-    pub(super) fn send_padding(&mut self, gpu: &Gpu, num_rows: usize) -> Result<OnDevice, Error> {
+    /// Rows that are nothing but padding, with a list of pieces that is as long as that of others in that order.
+    pub(super) fn send_padding(
+        &mut self,
+        gpu: &Gpu,
+        num_rows: usize,
+        order: DecodeOrder,
+    ) -> Result<OnDevice, Error> {
         let bytes = self.host.next().as_mut_slice()?;
         bytes.fill(0);
         let parts = Parts::of(bytes, num_rows);
-        for (row, (decode, wanted)) in parts.decodes.iter_mut().zip(parts.wanted).enumerate().take(num_rows) {
-            (*decode, *wanted) = (word(row)?, word(row)?);
+        for (row, wanted) in parts.wanted.iter_mut().enumerate().take(num_rows) {
+            *wanted = word(row)?;
         }
-        self.copy(gpu, num_rows)?;
-        Ok(OnDevice { num_rows, num_tiles: 0, num_decodes: num_rows })
+        let num_pieces = num_listed(self.split, num_rows, order);
+        parts.pieces[..num_pieces].fill(DecodePiece::NONE);
+        self.copy(gpu, num_rows, num_pieces)?;
+        Ok(OnDevice { num_rows, num_tiles: 0, num_pieces, order })
     }
 
-    fn copy(&self, gpu: &Gpu, num_rows: usize) -> Result<(), Error> {
-        Ok(gpu.copy_to_device(self.host.current(), 0..ROW_BYTES * room(num_rows), &self.device, 0)?)
+    fn copy(&self, gpu: &Gpu, num_rows: usize, num_pieces: usize) -> Result<(), Error> {
+        let bytes = 0..step_bytes(num_rows, num_pieces);
+        Ok(gpu.copy_to_device(self.host.current(), bytes, &self.device, 0)?)
     }
 
     /// Of the rows that logits are wanted of, how those from `first` on are sampled.
@@ -287,8 +334,11 @@ impl BatchBuffers {
         self.part(TILES, step)
     }
 
-    pub(super) fn decodes(&self, step: OnDevice) -> fused_gpu::Result<View<'_>> {
-        self.part(DECODES, step)
+    /// The pieces of contexts of rows that decode, and places for their results.
+    pub(super) fn pieces(&self, step: OnDevice) -> fused_gpu::Result<(View<'_>, usize)> {
+        let first = PIECES.before * room(step.num_rows);
+        let pieces = self.device.slice(first..first + PIECES.size * step.num_pieces)?;
+        Ok((pieces, self.split.max_parts()))
     }
 
     /// Of the rows that logits are wanted of, those from `first` on.

@@ -1,8 +1,8 @@
 use fused_gpu::{Output, Product, Products, View};
 use fused_kernels::Activation;
 use fused_kernels::cuda::{
-    Activate, Attention, Decode, Embed, Few, FewInput, FewOutput, HeadShape, Heads, Kernels,
-    KvLayout as DeviceLayout, MAX_FEW_ROWS, MIN_FEW_OUTPUTS, Norm, Prefill, Sample, num_splits,
+    Activate, Attention, Decode, DecodeOrder, Embed, Few, FewInput, FewOutput, Heads, Kernels,
+    KvLayout as DeviceLayout, MAX_FEW_ROWS, MIN_FEW_OUTPUTS, Norm, Prefill, Sample,
 };
 use fused_virtual_memory::{CudaMemory, Pinned};
 
@@ -38,7 +38,7 @@ pub(super) fn run(
 
 /// Replays the graph for so many rows; runs the step without one where there is none.
 fn replay(runner: &mut CudaRunner, on_device: OnDevice, layout: &KvLayout) -> Result<(), Error> {
-    match runner.graphs.get(&on_device.num_rows) {
+    match runner.graphs.get(&(on_device.num_rows, on_device.order)) {
         Some(graph) => Ok(graph.launch()?),
         None => {
             layers(runner, on_device, layout)?;
@@ -49,20 +49,25 @@ fn replay(runner: &mut CudaRunner, on_device: OnDevice, layout: &KvLayout) -> Re
 
 /// A step of padding that is not recorded: products of this many rows are timed, and the best way is chosen.
 pub(super) fn warm_up(runner: &mut CudaRunner, num_rows: usize, layout: &KvLayout) -> Result<(), Error> {
-    let on_device = runner.buffers.send_padding(&runner.gpu, num_rows)?;
+    let on_device = runner.buffers.send_padding(&runner.gpu, num_rows, DecodeOrder::ByPiece)?;
     layers(runner, on_device, layout)?;
     sample(runner, on_device, 0, num_rows.min(runner.scratch.max_logit_rows))
 }
 
 /// Records the graph for so many rows.
-pub(super) fn record(runner: &mut CudaRunner, num_rows: usize, layout: &KvLayout) -> Result<(), Error> {
-    let on_device = runner.buffers.send_padding(&runner.gpu, num_rows)?;
+pub(super) fn record(
+    runner: &mut CudaRunner,
+    num_rows: usize,
+    order: DecodeOrder,
+    layout: &KvLayout,
+) -> Result<(), Error> {
+    let on_device = runner.buffers.send_padding(&runner.gpu, num_rows, order)?;
     let gpu = runner.gpu.clone();
     let graph = gpu.capture(|| {
         layers(runner, on_device, layout)?;
         sample(runner, on_device, 0, num_rows)
     })?;
-    runner.graphs.insert(num_rows, graph);
+    runner.graphs.insert((num_rows, order), graph);
     Ok(())
 }
 
@@ -98,14 +103,9 @@ fn attend(
     layer_idx: usize,
     layout: &KvLayout,
 ) -> Result<(), Error> {
-    let CudaRunner { kernels, products, weights, buffers, scratch, gpu, .. } = runner;
+    let CudaRunner { kernels, products, weights, buffers, scratch, .. } = runner;
     let (layer, shape, num_rows) = (&weights.layers[layer_idx], &weights.shape, on_device.num_rows);
-    let head_shape = HeadShape {
-        element: weights.element,
-        num_heads: shape.num_heads,
-        num_kv_heads: shape.num_kv_heads,
-        head_dim: shape.head_dim,
-    };
+    let head_shape = weights.heads();
     let device_layout = DeviceLayout {
         token_stride: layout.token_bytes() as u64,
         keys_offset: layout.keys_offset(layer_idx) as u64,
@@ -148,14 +148,15 @@ fn attend(
             &Prefill { tiles: buffers.tiles(on_device)?, num_tiles: on_device.num_tiles },
         )?;
     }
-    if on_device.num_decodes > 0 {
-        let num_sequences = on_device.num_decodes;
+    if on_device.num_pieces > 0 {
+        let (pieces, num_parts) = buffers.pieces(on_device)?;
         kernels.decode(
             &attention,
             &Decode {
-                rows: buffers.decodes(on_device)?,
-                num_sequences,
-                num_splits: num_splits(num_sequences, shape.num_kv_heads, gpu.num_multiprocessors()),
+                pieces,
+                num_pieces: on_device.num_pieces,
+                order: on_device.order,
+                num_parts,
                 partial: scratch.partial.view(),
                 counters: scratch.counters.view(),
             },

@@ -1,7 +1,7 @@
 //! The forward pass on an NVIDIA GPU: weights, keys and values in 16 bits, the residual stream and all sums in f32.
 //!
 //! All sequences' new tokens are the rows of one batch, as on the CPU. What a step needs to know travels in one copy; steps in
-//! which every sequence decodes are replayed from CUDA graphs, one for each of some batch sizes, the rows that are missing being
+//! which every sequence decodes are replayed from CUDA graphs, two for each of some batch sizes, the rows that are missing being
 //! padded. Tokens are sampled on the device too, and where the next step is launched before they are read, it takes them from
 //! there: the host never keeps the device waiting.
 
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use fused_checkpoint::{Checkpoint, Dtype, ModelConfig};
 use fused_gpu::{Element, Gpu, Graph, Products};
-use fused_kernels::cuda::{HEAD_DIMS, Kernels};
+use fused_kernels::cuda::{DecodeOrder, DecodeSplit, HEAD_DIMS, Kernels};
 use fused_virtual_memory::CudaMemory;
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::import::PatchEmbeddings;
@@ -74,8 +74,8 @@ pub struct CudaRunner {
     buffers: BatchBuffers,
     scratch: Scratch,
     results: Results,
-    /// By how many rows they run.
-    graphs: HashMap<usize, Graph>,
+    /// By how many rows they run, and in which order decode attention reads contexts.
+    graphs: HashMap<(usize, DecodeOrder), Graph>,
     in_flight: VecDeque<InFlight>,
     /// For each sequence of the step launched last where it leaves the token that it draws.
     drawn: Vec<Option<u32>>,
@@ -134,12 +134,17 @@ impl CudaRunner {
         limits: StepLimits,
     ) -> Result<Self, Error> {
         let weights = Weights::new(gpu, element, model)?;
+        // A step of all sequences is padded to the rows of a graph.
+        let max_rows = limits.max_rows.max(batch::graph_rows(limits.max_sequences).unwrap_or(0));
+        let split = DecodeSplit::new(weights.shape.num_kv_heads, gpu.num_multiprocessors());
+        let window = weights.layers.iter().map(|layer| layer.window.unwrap_or(usize::MAX)).max();
+        let window = window.unwrap_or(usize::MAX);
         let mut runner = Self {
             kernels: Kernels::load(gpu)?,
             products: Products::new(gpu)?,
-            buffers: BatchBuffers::new(gpu, limits.max_rows)?,
-            scratch: Scratch::new(gpu, &weights.shape, limits.max_rows)?,
-            results: Results::new(gpu, limits.max_rows, limits.max_logprobs)?,
+            buffers: BatchBuffers::new(gpu, max_rows, split, window)?,
+            scratch: Scratch::new(gpu, &weights.shape, &weights.heads(), max_rows, split.max_parts())?,
+            results: Results::new(gpu, max_rows, limits.max_logprobs)?,
             graphs: HashMap::new(),
             in_flight: VecDeque::new(),
             drawn: Vec::new(),
@@ -154,16 +159,16 @@ impl CudaRunner {
     /// first requests do not make the machine look slow.
     fn warm_up(&mut self, max_sequences: usize) -> Result<(), Error> {
         let layout = self.kv_layout();
-        let mut num_rows = 1;
-        while num_rows <= self.buffers.max_rows() {
+        for num_rows in warm_up_rows(self.buffers.max_rows()) {
             forward::warm_up(self, num_rows, &layout)?;
-            num_rows *= 2;
         }
         let max_graph_rows = self.max_graph_rows();
-        let largest = batch::GRAPH_ROWS.into_iter().find(|num_rows| *num_rows >= max_sequences);
-        let wanted = |num_rows: &usize| *num_rows <= max_graph_rows.min(largest.unwrap_or(usize::MAX));
+        let largest = batch::graph_rows(max_sequences).unwrap_or(usize::MAX);
+        let wanted = |num_rows: &usize| *num_rows <= max_graph_rows.min(largest);
         for num_rows in batch::GRAPH_ROWS.into_iter().filter(wanted) {
-            forward::record(self, num_rows, &layout)?;
+            for order in [DecodeOrder::ByHead, DecodeOrder::ByPiece] {
+                forward::record(self, num_rows, order, &layout)?;
+            }
         }
         Ok(self.gpu.synchronize()?)
     }
@@ -221,6 +226,12 @@ impl CudaRunner {
     fn failed(&self, error: &Error) -> RunnerError {
         RunnerError::on(self.device(), error)
     }
+}
+
+/// Numbers of rows of which one is in every bucket that a step of at most so many may need.
+fn warm_up_rows(max_rows: usize) -> impl Iterator<Item = usize> {
+    let buckets = std::iter::successors(Some(1_usize), |bucket| bucket.checked_mul(2));
+    buckets.take_while(move |bucket| *bucket < max_rows).chain([max_rows])
 }
 
 fn placed(error: Error) -> model::Error {
@@ -281,5 +292,25 @@ impl Runner for CudaRunner {
             begun
         };
         copy().map_err(|error| self.failed(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fused_gpu::Shape as ProductShape;
+
+    use super::*;
+
+    /// Algorithms are chosen by bucket: whoever is the first in one waits for that.
+    #[test]
+    fn no_step_is_the_first_in_its_bucket() {
+        for max_rows in [1, 2, 3, 64, 100, 512, 1536, 2048, 131_328] {
+            let warm: Vec<_> = warm_up_rows(max_rows).map(ProductShape::bucket).collect();
+            assert!(
+                (1..=max_rows).all(|num_rows| warm.contains(&ProductShape::bucket(num_rows))),
+                "{max_rows}"
+            );
+            assert!(warm_up_rows(max_rows).all(|num_rows| num_rows <= max_rows));
+        }
     }
 }

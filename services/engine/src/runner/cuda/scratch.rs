@@ -1,5 +1,5 @@
 use fused_gpu::{Buffer, Gpu, Result};
-use fused_kernels::cuda::MAX_SPLITS;
+use fused_kernels::cuda::{HeadShape, partial_bytes};
 
 use crate::model::{FeedForward, Shape};
 
@@ -19,7 +19,7 @@ pub(super) struct Scratch {
     pub(super) attention: Buffer,
     /// f32: attention's parts.
     pub(super) partial: Buffer,
-    /// u32: how many of attention's parts are done; zeros between launches.
+    /// u32: how many pieces of a context are done; zeros between launches.
     pub(super) counters: Buffer,
     /// `[rows, intermediate]`, twice that where gated.
     pub(super) up: Buffer,
@@ -33,7 +33,14 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new(gpu: &Gpu, shape: &Shape, max_rows: usize) -> Result<Self> {
+    /// `num_parts`: of contexts that decode attention cuts.
+    pub(super) fn new(
+        gpu: &Gpu,
+        shape: &Shape,
+        heads: &HeadShape,
+        max_rows: usize,
+        num_parts: usize,
+    ) -> Result<Self> {
         let num_queries = shape.num_heads * shape.head_dim;
         let num_kv = 2 * shape.num_kv_heads * shape.head_dim;
         let num_up = match shape.feed_forward {
@@ -41,16 +48,13 @@ impl Scratch {
             FeedForward::Gated => 2 * shape.intermediate_size,
         };
         let max_logit_rows = max_rows.min(MAX_LOGIT_ROWS);
-        // A decode is cut into parts only while multiprocessors are without a block, of which each sequence has one at least.
-        let max_split_sequences = 64.max(gpu.num_multiprocessors());
-        let num_parts = MAX_SPLITS * shape.num_heads * max_split_sequences;
         Ok(Self {
             residual: gpu.alloc_zeroed(4 * max_rows * shape.hidden_size)?,
             normed: gpu.alloc_zeroed(2 * max_rows * shape.hidden_size)?,
             qkv: gpu.alloc_zeroed(2 * max_rows * (num_queries + num_kv))?,
             attention: gpu.alloc_zeroed(2 * max_rows * num_queries)?,
-            partial: gpu.alloc_zeroed(4 * num_parts * (shape.head_dim + 2))?,
-            counters: gpu.alloc_zeroed(4 * shape.num_kv_heads * max_split_sequences)?,
+            partial: gpu.alloc_zeroed(partial_bytes(heads, num_parts))?,
+            counters: gpu.alloc_zeroed(4 * shape.num_kv_heads * num_parts)?,
             up: gpu.alloc_zeroed(2 * max_rows * num_up)?,
             inner: gpu.alloc_zeroed(2 * max_rows * shape.intermediate_size)?,
             last: gpu.alloc_zeroed(2 * max_logit_rows * shape.hidden_size)?,

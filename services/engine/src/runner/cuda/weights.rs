@@ -3,6 +3,7 @@ use std::sync::{Mutex, PoisonError};
 
 use fused_gpu::{Buffer, Element, Gpu, Pinned, Result};
 use fused_kernels::Elements;
+use fused_kernels::cuda::HeadShape;
 use half::{bf16, f16};
 
 use super::in_turn::InTurn;
@@ -181,6 +182,12 @@ fn vector(gpu: &Gpu, values: &[f32]) -> Result<Buffer> {
 }
 
 impl Weights {
+    /// The heads of every layer.
+    pub(super) fn heads(&self) -> HeadShape {
+        let Shape { num_heads, num_kv_heads, head_dim, .. } = self.shape;
+        HeadShape { element: self.element, num_heads, num_kv_heads, head_dim }
+    }
+
     /// Copies the vectors too.
     pub(super) fn new(gpu: &Gpu, element: Element, model: Model<DeviceMatrix>) -> Result<Self> {
         let shape = model.shape;

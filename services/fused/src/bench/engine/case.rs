@@ -11,9 +11,15 @@ pub(crate) const MAX_REQUESTS: usize = 4096;
 const MIXED_PROMPT: (usize, usize) = (128, 1024);
 const MIXED_OUTPUT: (usize, usize) = (64, 512);
 
-/// So many requests alike, sent at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Requests that are sent at once, in groups that are alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Case {
+    groups: Vec<Group>,
+}
+
+/// So many requests alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Group {
     num_requests: usize,
     num_prompt: usize,
     num_output: usize,
@@ -21,15 +27,22 @@ pub(crate) struct Case {
 
 impl Case {
     /// One request, some, as many as run at once by default; and a long prompt alone.
-    pub(super) const DEFAULT: [Self; 4] = [
-        Self { num_requests: 1, num_prompt: 128, num_output: 256 },
-        Self { num_requests: 8, num_prompt: 128, num_output: 256 },
-        Self { num_requests: 64, num_prompt: 128, num_output: 256 },
-        Self { num_requests: 1, num_prompt: 1024, num_output: 1 },
-    ];
+    pub(super) fn defaults() -> [Self; 4] {
+        [(1, 128, 256), (8, 128, 256), (64, 128, 256), (1, 1024, 1)].map(
+            |(num_requests, num_prompt, num_output)| Self {
+                groups: vec![Group { num_requests, num_prompt, num_output }],
+            },
+        )
+    }
 
     /// Shortened where a sequence may not be as long.
     pub(super) fn within(&self, max_model_len: usize) -> Self {
+        Self { groups: self.groups.iter().map(|group| group.within(max_model_len)).collect() }
+    }
+}
+
+impl Group {
+    fn within(&self, max_model_len: usize) -> Self {
         if self.num_prompt + self.num_output <= max_model_len {
             return *self;
         }
@@ -43,6 +56,27 @@ impl FromStr for Case {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let groups = text.split('+').map(|group| {
+            group.parse().map_err(|error: String| match group == text {
+                true => error,
+                false => format!("`{text}`: {error}"),
+            })
+        });
+        let groups = groups.collect::<Result<Vec<Group>, String>>()?;
+        let num_requests = groups.iter().fold(0_usize, |sum, group| sum.saturating_add(group.num_requests));
+        if num_requests > MAX_REQUESTS {
+            return Err(format!(
+                "`{text}` has {num_requests} requests; at most {MAX_REQUESTS} are sent at once"
+            ));
+        }
+        Ok(Self { groups })
+    }
+}
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
         let numbers: Option<Vec<usize>> = text.split('x').map(|number| number.parse().ok()).collect();
         let Some([num_requests, num_prompt, num_output]) = numbers.as_deref() else {
             return Err(format!("`{text}` is not requests x prompt x output, such as 8x1024x256"));
@@ -50,18 +84,17 @@ impl FromStr for Case {
         if [num_requests, num_prompt, num_output].contains(&&0) {
             return Err(format!("`{text}` has a 0: each number is at least 1"));
         }
-        if *num_requests > MAX_REQUESTS {
-            return Err(format!(
-                "`{text}` has {num_requests} requests; at most {MAX_REQUESTS} are sent at once"
-            ));
-        }
         Ok(Self { num_requests: *num_requests, num_prompt: *num_prompt, num_output: *num_output })
     }
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}x{}", self.num_requests, self.num_prompt, self.num_output)
+        for (nth, Group { num_requests, num_prompt, num_output }) in self.groups.iter().enumerate() {
+            let plus = if nth > 0 { "+" } else { "" };
+            write!(f, "{plus}{num_requests}x{num_prompt}x{num_output}")?;
+        }
+        Ok(())
     }
 }
 
@@ -81,7 +114,11 @@ impl Batch {
         Self {
             name: case.to_string(),
             flag: format!("--case {case}"),
-            lengths: vec![(case.num_prompt, case.num_output); case.num_requests],
+            lengths: case
+                .groups
+                .iter()
+                .flat_map(|group| vec![(group.num_prompt, group.num_output); group.num_requests])
+                .collect(),
         }
     }
 
@@ -131,8 +168,12 @@ mod tests {
     #[test]
     fn cases_are_read_as_they_are_written() {
         let case: Case = "8x1024x256".parse().unwrap();
-        assert_eq!(case, Case { num_requests: 8, num_prompt: 1024, num_output: 256 });
+        assert_eq!(Batch::of(&case).lengths, [(1024, 256); 8]);
         assert_eq!(case.to_string(), "8x1024x256");
+        let unequal: Case = "2x128x256+1x100000x64".parse().unwrap();
+        assert_eq!(Batch::of(&unequal).lengths, [(128, 256), (128, 256), (100_000, 64)]);
+        assert_eq!(unequal.to_string(), "2x128x256+1x100000x64");
+        assert_eq!(unequal.within(1024).to_string(), "2x128x256+1x960x64");
         for (text, message) in [
             ("8x1024", "`8x1024` is not requests x prompt x output"),
             ("8x1024x256x1", "is not requests"),
@@ -141,6 +182,9 @@ mod tests {
             ("", "`` is not requests"),
             ("8x0x1", "`8x0x1` has a 0"),
             ("4097x1x1", "at most 4096"),
+            ("4000x1x1+97x1x1", "has 4097 requests; at most 4096"),
+            ("1x1x1+", "`1x1x1+`: `` is not requests"),
+            ("1x1x1+2x0x3", "`2x0x3` has a 0"),
             ("1x99999999999999999999x1", "is not requests"),
         ] {
             let error = text.parse::<Case>().unwrap_err();
@@ -176,7 +220,7 @@ mod tests {
     proptest! {
         #[test]
         fn default_cases_fit_every_model(max_model_len in 2..5000usize) {
-            for case in Case::DEFAULT {
+            for case in Case::defaults() {
                 prop_assert!(Batch::of(&case.within(max_model_len)).check(max_model_len).is_ok());
             }
         }

@@ -113,7 +113,9 @@ impl Cases {
     /// A case is longer than a sequence of the model may be.
     fn batches(&self, max_model_len: usize) -> anyhow::Result<Vec<Batch>> {
         let mut batches: Vec<Batch> = match (&self.given[..], self.num_mixed) {
-            ([], None) => Case::DEFAULT.iter().map(|case| Batch::of(&case.within(max_model_len))).collect(),
+            ([], None) => {
+                Case::defaults().iter().map(|case| Batch::of(&case.within(max_model_len))).collect()
+            }
             (cases, _) => cases.iter().map(Batch::of).collect(),
         };
         batches.extend(self.num_mixed.map(|num_requests| Batch::mixed(num_requests, self.seed)));

@@ -87,17 +87,17 @@ pub(super) fn heading(about: &About<'_>, batches: &[Batch]) -> String {
         model.device,
         time(Some(about.ready.as_secs_f64())),
         model.max_model_len,
-        settings.max_num_sequences,
+        about.config.max_num_sequences,
         token_budget(about),
         about.kv_bytes as f64 / f64::from(1 << 30),
         settings.prefix_cache,
         arguments.temperature,
         if arguments.runs == 1 { "1 run".to_owned() } else { format!("{} runs", arguments.runs) },
     );
-    if batches.iter().any(|batch| batch.lengths.len() > settings.max_num_sequences) {
+    if batches.iter().any(|batch| batch.lengths.len() > about.config.max_num_sequences) {
         text.push_str(&format!(
             "{} sequences run at once (--max-num-sequences); the others of a case wait for them\n",
-            settings.max_num_sequences
+            about.config.max_num_sequences
         ));
     }
     text.push_str(&format!(
