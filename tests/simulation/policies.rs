@@ -28,8 +28,8 @@ fn long_prompts_stall_decodes_under_all_policies_but_sarathi() {
     }
     // Nobody joins a batch that runs: tokens come steadily, and whoever comes later waits for all of it.
     assert!(p99(&faster, "scheduling_delay") > 3.0 * p99(&sarathi, "scheduling_delay"), "{faster}");
-    // Prefills come first there, and last here.
-    assert!(p99(&vllm, "scheduling_delay") < p99(&sarathi, "scheduling_delay") * 2.0, "{vllm}");
+    // Prompts come first there, one after the other; here short ones pass long ones.
+    assert!(p99(&sarathi, "scheduling_delay") < p99(&vllm, "scheduling_delay"), "{vllm}");
 }
 
 #[test]

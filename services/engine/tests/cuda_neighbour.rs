@@ -12,8 +12,9 @@ use fused_proto::engine::v1::engine_client::EngineClient;
 use fused_proto::engine::v1::{
     GenerateOpening, GenerateRequest, GetLoadRequest, PromptChunk, generate_request, generate_response,
 };
+use fused_transport::Channel;
 use fused_virtual_memory::{CudaMemory, VirtualMemory};
-use tonic::transport::{Channel, Server};
+use tonic::service::Routes;
 
 /// A model of random weights, a page of whose keys and values holds 32 tokens.
 const MODEL: &str = r#"{"model_type":"llama","architectures":["LlamaForCausalLM"],"hidden_size":256,"intermediate_size":512,
@@ -89,10 +90,7 @@ async fn the_last_gives_way_to_a_neighbour_and_no_stream_fails() {
             return;
         }
     };
-    let (channel, listener) = fused_transport::in_memory();
-    let server = Server::builder().add_service(engine.service());
-    let serving = server.serve_with_incoming_shutdown(listener, lifecycle.stopped());
-    lifecycle.spawn("server", async move { serving.await.unwrap() });
+    let channel = fused_transport::in_process(Routes::new(engine.service()), &lifecycle);
     let mut client = EngineClient::new(channel);
     let fingerprint = engine.model_info().vocabulary_fingerprint.clone();
     let all = |ids: std::ops::Range<u32>| {

@@ -161,7 +161,7 @@ impl Request {
     /// Tokens of a sequence's output, without the one that ended it.
     pub(super) fn num_output(&self, sequence_idx: u32) -> usize {
         let sequence = self.sequences.get(sequence_idx as usize);
-        sequence.map_or(0, |sequence| sequence.tokens.len().saturating_sub(self.prompt.len()))
+        sequence.map_or(0, |sequence| sequence.num_output(&self.prompt))
     }
 
     /// Tokens of prompt and output, at most.

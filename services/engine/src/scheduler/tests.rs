@@ -195,7 +195,7 @@ fn an_arriving_prompt_is_prefilled_as_it_comes_and_draws_nothing_before_its_end(
     assert!(run(&mut scheduler, &mut kv).scheduled.is_empty());
     arrive(&mut scheduler, 1, 1);
     scheduler.extend(id(0), 4);
-    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 0, 4, false), (1, 0, 1, true)]);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 0, 1, true), (0, 0, 4, false)]);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 1, 1, true)]);
     scheduler.complete_prompt(id(0), MAX_MODEL_LEN, 0);
     assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(0, 4, 1, true), (1, 2, 1, true)]);
@@ -251,7 +251,7 @@ fn the_youngest_gives_way_and_is_computed_again_with_what_it_had_drawn() {
     run(&mut scheduler, &mut kv);
     assert_eq!((scheduler.num_running(), scheduler.num_waiting()), (1, 2), "nobody overtakes it");
     remove(&mut scheduler, 0, &mut kv);
-    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(1, 0, known, true), (2, 0, 1, true)]);
+    assert_eq!(plan(&run(&mut scheduler, &mut kv)), [(2, 0, 1, true), (1, 0, known, true)]);
 }
 
 #[test]
