@@ -99,7 +99,7 @@ pub fn http(data: &[u8]) {
     });
     static ROUTER: LazyLock<axum::Router> = LazyLock::new(|| {
         let _context = RUNTIME.enter();
-        let nowhere = tonic::transport::Endpoint::from_static("http://127.0.0.1:9").connect_lazy();
+        let (_, nowhere) = tokio::sync::watch::channel(Vec::new());
         Gateway::new(fused_gateway::Config::default(), nowhere, &Lifecycle::new()).router()
     });
     const ROUTES: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"];
