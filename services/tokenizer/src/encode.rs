@@ -15,6 +15,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::events;
 use crate::text_memory::{TextMemory, TextShare};
 
+/// How much the encoding threads stand back on Linux (0 to 19): where cores are short, an engine in the same process or on
+/// the same machine goes on with its steps before texts are encoded, of which there may be megabytes.
+const NICENESS: i32 = 5;
 /// From this size on a text is long: some milliseconds' work where a tokenizer is slow.
 const LONG_BYTES: usize = 32 << 10;
 /// Every so many turns the one that waits longest is next, whatever its rank.
@@ -194,6 +197,10 @@ impl EncodePool {
         let threads = ThreadPoolBuilder::new()
             .num_threads(num_threads)
             .thread_name(|idx| format!("encode-{idx}"))
+            .start_handler(|_| {
+                // Where the system refuses, they are like all others.
+                let _ = rustix::process::nice(NICENESS);
+            })
             .build()
             .map_err(crate::Error::Threads)?;
         let num_places = num_threads.saturating_add(max_waiting).min(Semaphore::MAX_PERMITS);
