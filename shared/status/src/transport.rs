@@ -50,6 +50,10 @@ pub(crate) fn at_server(status: &Status) -> Error {
             Code::NotFound,
             "nothing of that name is served here; the reflection service lists what is",
         ),
+        // A client that goes away while it sends is no fault of the server's.
+        Grpc::Internal | Grpc::Unknown if words.contains("error reading a body") => {
+            Error::new(Code::Cancelled, "the call's messages broke off: its client or its connection is gone")
+        }
         Grpc::Internal if words.contains("protocol error: received message") => Error::new(
             Code::InvalidArgument,
             "the body is no uncompressed gRPC message: each begins with a zero byte and its length in four bytes",
@@ -135,6 +139,8 @@ mod tests {
         );
         assert_eq!(server(Grpc::Internal, "failed to decode Protobuf message"), Code::InvalidArgument);
         assert_eq!(server(Grpc::Internal, "Missing request message."), Code::InvalidArgument);
+        let gone = "h2 protocol error: error reading a body from connection";
+        assert_eq!(server(Grpc::Unknown, gone), Code::Cancelled);
         assert_eq!(server(Grpc::Unimplemented, ""), Code::Unsupported);
         assert_eq!(server(Grpc::NotFound, "service not registered"), Code::NotFound);
         assert_eq!(server(Grpc::Internal, "Error encoding"), Code::Internal);
