@@ -104,10 +104,12 @@ class Process:
             return log.read()
 
     def rss_bytes(self):
-        """Resident memory now; 0 of a process that has ended."""
+        """Resident memory now, apart from mapped files and from KV pages, which fill their own bound as the prefix cache
+        grows; 0 of a process that has ended."""
         try:
             with open(f"/proc/{self.pid}/statm", encoding="ascii") as statm:
-                return int(statm.read().split()[1]) * PAGE_BYTES
+                _, resident, shared, *_ = statm.read().split()
+                return (int(resident) - int(shared)) * PAGE_BYTES
         except (OSError, IndexError):
             return 0
 

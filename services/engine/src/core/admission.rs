@@ -15,6 +15,11 @@ const MEMORY_TOKENS: f64 = 16_384.0;
 /// Steps after which one is forgotten: a second or so.
 const STEPS_REMEMBERED: u32 = 64;
 
+/// Waits below it say little: a step or two decide.
+const LEAST_FORECAST: Duration = Duration::from_millis(250);
+/// Requests after which a wrong forecast counts a third of what it did.
+const FORECASTS_REMEMBERED: f64 = 32.0;
+
 /// How fast prompts are computed, from the steps until now: a mean that forgets, in which a step weighs as much as it has
 /// tokens, because small ones say nothing about what the machine can do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,10 +59,35 @@ impl StepRate {
     }
 }
 
+/// How much longer requests have waited of late than was foreseen: a machine that others use too, for one, is not as fast
+/// the next second as it was the last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ForecastRatio(f64);
+
+impl Default for ForecastRatio {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl ForecastRatio {
+    /// Takes in how long a request has waited, and what was foreseen without this correction.
+    pub(super) fn note(&mut self, foreseen: Duration, waited: Duration) {
+        if foreseen >= LEAST_FORECAST {
+            let ratio = (waited.as_secs_f64() / foreseen.as_secs_f64()).clamp(0.5, 2.0);
+            self.0 += (ratio - self.0) / FORECASTS_REMEMBERED;
+        }
+    }
+
+    fn correct(self, foreseen: Duration) -> Duration {
+        Duration::try_from_secs_f64(foreseen.as_secs_f64() * self.0).unwrap_or(Duration::MAX)
+    }
+}
+
 impl<R: Runner> EngineCore<R> {
     /// Refuses a request that would wait for longer than it may, whatever its own length: one whose prompt alone takes longer
     /// is not served sooner by another try, and neither is one that waits for its own request's other prompts.
-    pub(super) fn check_wait(&self, number: u64) -> Result<(), Error> {
+    pub(super) fn check_wait(&mut self, number: u64) -> Result<(), Error> {
         let (Some(max_wait), Some(request)) = (self.max_wait, self.requests.get(&number)) else {
             return Ok(());
         };
@@ -72,7 +102,11 @@ impl<R: Runner> EngineCore<R> {
             let other = || self.requests.get(&id.request).and_then(|other| other.request.group_id.as_deref());
             id.request == number || group.is_some_and(|group| other() == Some(group))
         };
-        check(self.scheduler.wait(newcomer, self.pace(), self.room(), is_own), Some(max_wait))
+        let foreseen = self.scheduler.wait(newcomer, self.pace(), self.room(), is_own);
+        if let Some(request) = self.requests.get_mut(&number) {
+            request.foreseen_wait = Some(foreseen);
+        }
+        check(self.forecast_ratio.correct(foreseen), Some(max_wait))
     }
 
     /// How long a request that comes now would wait if it had the shortest of prompts: where priorities decide about that, it
@@ -84,7 +118,7 @@ impl<R: Runner> EngineCore<R> {
             return Duration::ZERO;
         }
         let newcomer = Newcomer { id: None, num_tokens: 1, num_uncached: 0 };
-        self.scheduler.wait(newcomer, self.pace(), self.room(), |_| false)
+        self.forecast_ratio.correct(self.scheduler.wait(newcomer, self.pace(), self.room(), |_| false))
     }
 
     fn pace(&self) -> Pace {
@@ -145,6 +179,20 @@ mod tests {
         }
         let time = 10_240.0 * rate.s_per_token();
         assert!((1.9..2.01).contains(&time), "{time}");
+    }
+
+    #[test]
+    fn forecasts_that_were_too_short_are_corrected() {
+        let mut ratio = ForecastRatio::default();
+        let second = Duration::from_secs(1);
+        ratio.note(Duration::from_millis(1), second);
+        assert_eq!(ratio.correct(second), second, "too short to say anything");
+        (0..300).for_each(|_| ratio.note(2 * second, 3 * second));
+        let corrected = ratio.correct(10 * second).as_secs_f64();
+        assert!((14.9..15.1).contains(&corrected), "{corrected}");
+        (0..300).for_each(|_| ratio.note(second, 1000 * second));
+        assert!(ratio.correct(second) <= 2 * second, "in bounds");
+        assert_eq!(ratio.correct(Duration::MAX), Duration::MAX);
     }
 
     #[test]

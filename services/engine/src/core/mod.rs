@@ -26,12 +26,12 @@ use fused_status::Error;
 use tokio::sync::{mpsc, watch};
 
 use crate::Order;
-use crate::events::CoreEvents;
+use crate::events::{self, CoreEvents};
 use crate::kv::{self, KvCache};
 use crate::request::{RequestId, ValidPromptChunk};
 use crate::runner::{Runner, RunnerError, SequenceOutput};
 use crate::scheduler::{Scheduled, Scheduler, SequenceId, Step};
-use admission::{PrefillRate, StepRate};
+use admission::{ForecastRatio, PrefillRate, StepRate};
 use door::{Arrival, Bell, Command};
 use ending::{cancelled, not_sent, out_of_memory};
 use flight::Flight;
@@ -81,6 +81,7 @@ pub(crate) struct EngineCore<R: Runner> {
     max_wait: Option<Duration>,
     prefill_rate: PrefillRate,
     step_rate: StepRate,
+    forecast_ratio: ForecastRatio,
     /// How long a request would wait that comes now, and when that was found out.
     least_wait: (Instant, Duration),
     step_time: StepTime,
@@ -243,9 +244,12 @@ impl<R: Runner> EngineCore<R> {
             }
         }
         for Scheduled { id, .. } in &step.scheduled {
-            let request = self.requests.get_mut(&id.request);
-            if let Some(waited) = request.and_then(|request| request.note_scheduled(id.idx, now)) {
+            let Some(request) = self.requests.get_mut(&id.request) else { continue };
+            if let Some(waited) = request.note_scheduled(id.idx, now) {
                 self.events.queued(waited);
+                if let Some(foreseen) = request.foreseen_wait.take() {
+                    self.forecast_ratio.note(foreseen, waited);
+                }
             }
         }
     }
@@ -368,6 +372,10 @@ impl<R: Runner> EngineCore<R> {
             least_wait: self.least_wait.1,
             kv: self.kv.stats(),
         };
+        let before = self.load.borrow().kv.total_bytes;
+        if load.kv.total_bytes != before {
+            events::kv_pool_resized(before, load.kv.total_bytes);
+        }
         self.events.load(&load);
         self.events.driver(self.kv.num_driver_calls(), self.kv.waited_for_mapper());
         self.load.send_replace(load);

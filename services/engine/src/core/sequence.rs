@@ -22,6 +22,8 @@ pub(super) struct Request {
     pub(super) request: ValidGenerateRequest,
     pub(super) events: EventSender,
     pub(super) arrived: Instant,
+    /// How long it was to wait, until it runs.
+    pub(super) foreseen_wait: Option<Duration>,
     pub(super) deadline: Option<Instant>,
     /// Its place in the queue, until it is scheduled with its whole prompt: before that it may lose its slot to others, and
     /// the queue is what bounds those who wait.
@@ -101,6 +103,7 @@ impl Request {
             request,
             events,
             arrived,
+            foreseen_wait: None,
             place: Some(place),
             prompt: Vec::new(),
             occurrences: None,

@@ -9,7 +9,7 @@ use fused_lifecycle::Lifecycle;
 use fused_status::{Code, Error};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::admission::{PrefillRate, StepRate};
+use super::admission::{ForecastRatio, PrefillRate, StepRate};
 use super::door::{Bell, Command, Door, Load};
 use super::failure::{Failure, engine_lost};
 use super::pulse::{Pulse, StepTime};
@@ -98,6 +98,7 @@ pub(crate) fn assemble<R: Runner>(
         max_wait: config.max_wait,
         prefill_rate: PrefillRate::default(),
         step_rate: StepRate::default(),
+        forecast_ratio: ForecastRatio::default(),
         least_wait: (clock(), Duration::ZERO),
         step_time: StepTime::default(),
         pulse: Arc::new(Pulse::default()),
