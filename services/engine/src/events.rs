@@ -182,7 +182,11 @@ pub(crate) fn context_shortened(model_max_len: usize, max_model_len: usize) {
 /// KV memory has become less because the system or a neighbour on the device has none, or more again.
 pub(crate) fn kv_pool_resized(before_bytes: usize, bytes: usize) {
     if bytes < before_bytes {
-        tracing::warn!(before_bytes, bytes, "KV memory shrinks: the device has no more; others there take it");
+        tracing::warn!(
+            before_bytes,
+            bytes,
+            "KV memory shrinks: the device has no more; others there take it"
+        );
     } else {
         tracing::info!(before_bytes, bytes, "KV memory grows again");
     }
