@@ -176,6 +176,7 @@ def main():
         "model_max_length": 10**30, "clean_up_tokenization_spaces": False, "chat_template": None,
     }  # fmt: skip
     outer = stand_in("transformers.tokenization_utils_fast", "PreTrainedTokenizerFast", **with_state(outer_state))
+    outer_5 = stand_in("transformers.models.llama.tokenization_llama", "LlamaTokenizer", **with_state(outer_state))
 
     kept = [token for token in TOKENS if token not in REMOVED]
     rng.shuffle(kept)
@@ -196,6 +197,8 @@ def main():
         "removed_tokens.pkl": pickle.dumps(REMOVED, 4),
         "added_ngrams.pkl": pickle.dumps(ngrams, 4),
         "inputs_ids_convert.pkl": pickle.dumps(converter, 4),
+        # As Python 3.14 and transformers 5 write it, where the classes have other names.
+        "patch_tokenizer_transformers5.pkl": pickle.dumps({**whole, "existing_tokenizer": outer_5()}, 5),
     }
     rows = []
     for text in TEXTS:

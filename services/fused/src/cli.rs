@@ -132,8 +132,8 @@ pub(crate) struct VocabEncode {
 
 #[derive(Args, Debug)]
 pub(crate) struct CorpusArgs {
-    /// Text of the domain: plain (documents divided by lines `<|endoftext|>`), JSON lines or Parquet; .gz and .zst too; a
-    /// folder; `-` for standard input; may be repeated
+    /// Text of the domain: plain (documents divided by lines `<|endoftext|>`), JSON lines, a JSON array of records or
+    /// Parquet; .gz and .zst too; a folder; `-` for standard input; may be repeated
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) corpus: Vec<PathBuf>,
     /// The field or column of JSON lines and Parquet that has the text; where it is given, standard input and files of

@@ -14,7 +14,8 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const PARQUET: &[u8] = b"PAR1";
 const UTF8_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 const UTF16_MARKS: [&[u8]; 2] = [&[0xff, 0xfe], &[0xfe, 0xff]];
-const MAX_MARK_BYTES: usize = 4;
+/// Enough for every mark above, and for what tells an array of records (`array::begins`).
+const MAX_MARK_BYTES: usize = 256;
 
 /// What the first bytes of a file say that it is. Names lie, magic numbers seldom do.
 pub(super) enum Content {

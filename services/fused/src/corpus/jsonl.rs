@@ -47,17 +47,13 @@ impl Documents {
         let number = self.line_number;
         let mut json = serde_json::Deserializer::from_str(line);
         let found =
-            Object { field: &self.field }.deserialize(&mut json).and_then(|found| json.end().map(|()| found));
+            Record { field: &self.field }.deserialize(&mut json).and_then(|found| json.end().map(|()| found));
         match found {
             Ok(Found::Text(text)) => Ok(text),
-            Ok(Found::Missing(names)) => {
-                bail!("line {number}: no field `{}` (--field); there are: {}", self.field, names.join(", "))
-            }
+            Ok(Found::Missing(names)) => bail!("line {number}: {}", missing(&self.field, &names)),
             Err(error) => {
-                // The parser counts lines within this one.
-                let message = error.to_string();
-                let message = message.split(" at line ").next().unwrap_or_default();
-                Err(anyhow!("line {number}, column {}: {message}", error.column()))
+                let hint = if error.is_eof() { ": a record stands on one line, or in an array" } else { "" };
+                Err(anyhow!("line {number}, column {}: {}{hint}", error.column(), problem(&error)))
             }
         }
     }
@@ -71,30 +67,49 @@ impl Iterator for Documents {
     }
 }
 
-enum Found {
+/// What a record without the field is told.
+pub(super) fn missing(field: &str, names: &[String]) -> String {
+    format!("no field `{field}` (--field); there are: {}", names.join(", "))
+}
+
+/// What is wrong, without the place, which the parser counts from the record's beginning.
+pub(super) fn problem(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    message.split(" at line ").next().unwrap_or_default().to_owned()
+}
+
+pub(super) enum Found {
     Text(String),
     /// The names of the fields that there are.
     Missing(Vec<String>),
 }
 
-/// Takes one field out of an object without keeping the others.
-struct Object<'a> {
-    field: &'a str,
+/// Takes one field out of an object without keeping the others; a string is a document itself.
+pub(super) struct Record<'a> {
+    pub(super) field: &'a str,
 }
 
-impl<'de> DeserializeSeed<'de> for Object<'_> {
+impl<'de> DeserializeSeed<'de> for Record<'_> {
     type Value = Found;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Found, D::Error> {
-        json.deserialize_map(self)
+        json.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Object<'_> {
+impl<'de> Visitor<'de> for Record<'_> {
     type Value = Found;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
+        f.write_str("a JSON object or a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Found, E> {
+        Ok(Found::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Found, E> {
+        Ok(Found::Text(text))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Found, A::Error> {

@@ -1,4 +1,4 @@
-use std::io::{BufRead, ErrorKind};
+use std::io::{self, BufRead, ErrorKind, Read};
 
 use anyhow::Context;
 
@@ -31,17 +31,33 @@ impl Lines {
         self.offset
     }
 
+    /// What the stream goes on with, as far as it has been read: at least a byte unless it is at its end, and at its beginning
+    /// some hundred.
+    pub(super) fn peek(&mut self) -> anyhow::Result<&[u8]> {
+        while let Err(error) = self.input.fill_buf() {
+            if error.kind() != ErrorKind::Interrupted {
+                return Err(error).with_context(|| format!("cannot be read past byte {}", self.offset));
+            }
+        }
+        Ok(self.input.fill_buf()?)
+    }
+
+    /// The next byte; none at the end.
+    pub(super) fn peek_byte(&mut self) -> anyhow::Result<Option<u8>> {
+        Ok(self.peek()?.first().copied())
+    }
+
+    /// Goes past the byte that was peeked at.
+    pub(super) fn skip_byte(&mut self) {
+        self.input.consume(1);
+        self.offset += 1;
+    }
+
     /// Appends the next line to `buffer`.
     pub(super) fn append(&mut self, buffer: &mut Vec<u8>) -> anyhow::Result<Appended> {
         let start = self.offset;
         loop {
-            let available = match self.input.fill_buf() {
-                Ok(available) => available,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    return Err(error).with_context(|| format!("cannot be read past byte {}", self.offset));
-                }
-            };
+            let available = self.peek()?;
             let line_break = available.iter().position(|byte| *byte == b'\n');
             let num = line_break.map_or(available.len(), |idx| idx + 1);
             if buffer.len() + num > MAX_DOCUMENT_BYTES {
@@ -57,5 +73,13 @@ impl Lines {
                 return Ok(if self.offset == start { Appended::End } else { Appended::Line });
             }
         }
+    }
+}
+
+impl Read for Lines {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let num = self.input.read(buffer)?;
+        self.offset += num as u64;
+        Ok(num)
     }
 }

@@ -1,7 +1,8 @@
-//! A corpus as a stream of documents: plain text, JSON lines and Parquet; compressed or not; from files, folders, pipes
-//! and standard input. One document after the other is in memory, never a file, and a compressed file is as long as it
+//! A corpus as a stream of documents: plain text, JSON lines, JSON arrays and Parquet; compressed or not; from files,
+//! folders, pipes and standard input. One document after the other is in memory, never a file, and a compressed file is as long as it
 //! likes. Every error names the file and the place in it.
 
+mod array;
 mod bytes;
 mod jsonl;
 mod lines;
@@ -115,8 +116,13 @@ fn documents(source: &Source, field: Option<&str>, bytes_read: &Arc<AtomicU64>) 
         (Content::Text(_), Format::Parquet) => {
             anyhow::bail!("is no Parquet file: it does not begin with PAR1")
         }
-        (Content::Text(lines), Format::JsonLines) => Box::new(jsonl::Documents::new(lines, field)),
-        (Content::Text(lines), Format::Text) => Box::new(text::Documents::new(lines)),
+        (Content::Text(mut lines), format) => match (array::begins(lines.peek()?), format) {
+            (Some(array::Beginning::Objects), _) | (Some(array::Beginning::Any), Format::JsonLines) => {
+                Box::new(array::Documents::new(lines, field))
+            }
+            (_, Format::JsonLines) => Box::new(jsonl::Documents::new(lines, field)),
+            (_, _) => Box::new(text::Documents::new(lines)),
+        },
     })
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 const STDIN: &str = "-";
+const JSON: &str = "json";
 /// The most files that a corpus may have.
 const MAX_FILES: usize = 1 << 20;
 /// So many left-out files are named; the rest are counted.
@@ -32,7 +33,7 @@ pub(super) struct Source {
 pub(super) enum Format {
     /// Divided by lines `<|endoftext|>`.
     Text,
-    /// One JSON object a line.
+    /// One JSON object a line; or all of them in an array, if it begins with one.
     JsonLines,
     /// One row a document.
     Parquet,
@@ -95,7 +96,7 @@ impl Sources {
                 match file {
                     _ if is_hidden => self.skipped.push(path),
                     _ if is_folder => open.push(path),
-                    Some(metadata) if Format::of(&path).is_some() => found.push((path, metadata)),
+                    Some(metadata) if Format::is_known(&path) => found.push((path, metadata)),
                     _ => self.skipped.push(path),
                 }
                 if found.len() + self.skipped.len() > MAX_FILES {
@@ -136,13 +137,23 @@ impl Source {
 impl Format {
     /// What a file's name says, compressed or not.
     fn of(path: &Path) -> Option<Self> {
-        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-        let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-        match name.rsplit_once('.')?.1 {
+        match extension(path)?.as_str() {
             "txt" | "text" | "md" => Some(Self::Text),
-            "jsonl" | "ndjson" => Some(Self::JsonLines),
+            "jsonl" | "ndjson" | JSON => Some(Self::JsonLines),
             "parquet" => Some(Self::Parquet),
             _ => None,
         }
     }
+
+    /// Whether a file that a folder has is read. One called .json may be anything, a program's settings for one.
+    fn is_known(path: &Path) -> bool {
+        Self::of(path).is_some() && extension(path).is_none_or(|extension| extension != JSON)
+    }
+}
+
+/// What a file's name ends in, before the end that a compressed one has.
+fn extension(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
+    Some(name.rsplit_once('.')?.1.to_owned())
 }

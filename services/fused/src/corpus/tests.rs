@@ -117,6 +117,34 @@ fn json_lines_give_the_field_asked_for() {
 }
 
 #[test]
+fn an_array_gives_its_records_whatever_it_is_called() {
+    let array = "\u{feff} [\n {\"id\": 1, \"text\": \"one\\n\"},\n{\"text\":\"two\",\"more\":[{}]} ]\n";
+    let packed = gz(array.as_bytes());
+    for (name, bytes) in [
+        ("a.json", array.as_bytes()),
+        ("a.json.gz", &packed),
+        ("a.jsonl", array.as_bytes()),
+        ("a.txt", array.as_bytes()),
+        ("rows", array.as_bytes()),
+    ] {
+        let (_folder, path) = file(name, bytes);
+        assert_eq!(read(&path, None).unwrap(), ["one\n", "two"], "{name}");
+    }
+    let (_folder, path) = file("a.json", b"[\"one\", {\"text\": \"two\"}, \"three\"]");
+    assert_eq!(read(&path, None).unwrap(), ["one", "two", "three"]);
+    for empty in ["[]", " [ \n ] "] {
+        let (_folder, path) = file("a.json", empty.as_bytes());
+        assert!(read(&path, None).unwrap().is_empty());
+    }
+    let (_folder, path) = file("a.json", JSON_LINES.as_bytes());
+    assert_eq!(read(&path, None).unwrap(), ["one\n", "two"], "one record a line");
+    for text in ["[a link](b)\n[{\"text\": 1}]", "<|endoftext|>\n[{\"text\": 1}]", "[\"x\"]"] {
+        let (_folder, path) = file("a.md", text.as_bytes());
+        assert_eq!(read(&path, None).unwrap().concat(), text.trim_start_matches("<|endoftext|>\n"));
+    }
+}
+
+#[test]
 fn parquet_gives_the_column_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let texts: Vec<String> = (0..1000).map(|idx| format!("document {idx}\n")).collect();
@@ -151,11 +179,18 @@ fn errors_name_the_file_and_the_place() {
         ("a.jsonl", b"{\"text\": \"x\"}\n{\"text\": \"y\"", None, &["line 2, column 12", "EOF"]),
         ("number.jsonl", b"\n{\"text\": 1}", None, &["line 2", "integer `1`", "a string in field `text`"]),
         ("null.jsonl", b"{\"text\": null}", None, &["line 1", "null", "a string in field `text`"]),
-        ("list.jsonl", b"[1]", None, &["line 1", "a JSON object"]),
+        ("list.jsonl", b"[1]", None, &["record 1", "byte 1", "a JSON object or a string"]),
+        ("pretty.json", b"{\n \"text\": \"x\"\n}", None, &["line 1", "a record stands on one line, or in an array"]),
+        ("cut.json", b"[{\"text\": \"x\"},", None, &["record 2", "EOF"]),
+        ("open.json", b"[{\"text\": \"x\"}", None, &["ends inside its array, behind record 1"]),
+        ("comma.json", b"[{\"text\": \"x\"} {", None, &["byte 14: expected `,` or `]` behind record 1"]),
+        ("more.json", b"[\"x\"]\n[", None, &["has more behind its array, from byte 6 on"]),
+        ("field.json", b"[{\"text\": \"x\"}, {\"body\": 1}]", None, &["record 2: no field `text`", "`body`"]),
+        ("text.txt", b"[ {\"name\": 1}, and so on", None, &["record 1: no field `text`"]),
         ("two.jsonl", b"{\"text\": \"x\"} {}", None, &["line 1, column 15", "trailing"]),
         ("latin.jsonl", b"{\"text\": \"\xe9\"}", None, &["not UTF-8 at byte 10"]),
         ("field.jsonl", b"{\"body\": \"x\"}", None, &["line 1: no field `text`", "`body`"]),
-        ("deep.jsonl", "[".repeat(100_000).as_bytes(), None, &["line 1"]),
+        ("deep.jsonl", "[".repeat(100_000).as_bytes(), None, &["record 1"]),
         ("a.parquet", b"PAR1 and then nothing", None, &["no Parquet file"]),
         ("b.parquet", b"no magic", None, &["no Parquet file"]),
     ] {
@@ -268,6 +303,11 @@ proptest! {
         let json_lines = bytes::lines(pieces(documents.iter().map(line).collect())).unwrap();
         let read: Vec<_> = jsonl::Documents::new(json_lines, "text").collect::<anyhow::Result<_>>().unwrap();
         prop_assert_eq!(&read, &documents);
+
+        let array = serde_json::to_string_pretty(&documents).unwrap();
+        let array = bytes::lines(pieces(array)).unwrap();
+        let read: Vec<_> = array::Documents::new(array, "text").collect::<anyhow::Result<_>>().unwrap();
+        prop_assert_eq!(&read, &documents);
     }
 
     #[test]
@@ -288,9 +328,9 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0_usize..3) {
-        let name = ["x.txt", "x.jsonl", "x.parquet"][kind];
-        let magic = [&b""[..], &[0x1f, 0x8b, 8, 0], &[0x28, 0xb5, 0x2f, 0xfd], b"PAR1"];
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0_usize..4) {
+        let name = ["x.txt", "x.jsonl", "x.parquet", "x.json"][kind];
+        let magic = [&b""[..], b"[{\"text\":", &[0x1f, 0x8b, 8, 0], &[0x28, 0xb5, 0x2f, 0xfd], b"PAR1"];
         for magic in magic {
             let (_folder, path) = file(name, &[magic, &bytes].concat());
             // That it ends, and without a panic, is all that is asked.

@@ -93,9 +93,12 @@ impl<'a> Read<'a> {
             .root()
             .at("existing_tokenizer")
             .and_then(|outer| {
-                outer.state(|class| matches!(class, Class::FastTokenizer(_)), "a fast tokenizer")
+                outer.state(|class| class == Class::TransformersTokenizer, "a tokenizer of transformers")
             })
-            .and_then(|state| state.at("_tokenizer"))
+            .and_then(|state| {
+                // Those that transformers has in Python are pickled as other parts.
+                state.at("_tokenizer").map_err(|problem| format!("{problem}; only fast tokenizers are read"))
+            })
             .and_then(|inner| inner.state(|class| class == Class::Tokenizer, "a tokenizers.Tokenizer"))
             .and_then(View::bytes);
         json.map(Some)

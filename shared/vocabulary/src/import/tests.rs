@@ -37,6 +37,7 @@ fn the_toy_vocabulary_encodes_as_it_was_made_to() {
     for (artefacts, tokenizer, source) in [
         (Artefacts::PatchTokenizer(WHOLE), None, TokenizerSource::Pickle),
         (Artefacts::PatchTokenizer(WHOLE), Some(TOKENIZER), TokenizerSource::Model),
+        (Artefacts::PatchTokenizer(toy!("patch_tokenizer_transformers5.pkl")), None, TokenizerSource::Pickle),
         (PIECES, Some(TOKENIZER), TokenizerSource::ModelUnchecked),
     ] {
         let imported = import(&artefacts, tokenizer).unwrap();
@@ -315,7 +316,7 @@ fn pieces_that_contradict_themselves_are_refused() {
 fn a_pickle_of_something_else_is_refused_by_what_is_missing() {
     let other = pickled(&Py::Dict(vec![(Py::Text("existing_tokenizer"), Py::Text("gpt2"))]));
     let message = error(&Artefacts::PatchTokenizer(&other), None);
-    assert_eq!(message, "patch_tokenizer: existing_tokenizer: expected a fast tokenizer, found a text");
+    assert_eq!(message, "patch_tokenizer: existing_tokenizer: expected a tokenizer of transformers, found a text");
     let message = error(&Artefacts::PatchTokenizer(b"cos\nsystem\n(S'id'\ntR."), None);
     assert_eq!(message, "patch_tokenizer: pickle asks for os.system, which is not read (byte 0)");
     assert_eq!(

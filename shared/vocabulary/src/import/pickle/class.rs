@@ -1,8 +1,8 @@
 /// A name that a pickle may ask for. It is compared, never looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Class {
-    /// A fast tokenizer of transformers; which one says nothing that its `tokenizer.json` does not.
-    FastTokenizer(&'static str),
+    /// A tokenizer of transformers; which one says nothing that its `tokenizer.json` does not.
+    TransformersTokenizer,
     /// `tokenizers.Tokenizer`: its state is the text of a `tokenizer.json`.
     Tokenizer,
     /// `tokenizers.models.Model`: an empty one, the argument of a [`Class::Tokenizer`].
@@ -19,12 +19,10 @@ pub(in super::super) enum Class {
     OrderedDict,
 }
 
-/// Module, name, class: all there are.
-const CLASSES: [(&str, &str, Class); 11] = [
-    fast("transformers.models.llama.tokenization_llama_fast", "LlamaTokenizerFast"),
-    fast("transformers.models.gpt2.tokenization_gpt2_fast", "GPT2TokenizerFast"),
-    fast("transformers.models.qwen2.tokenization_qwen2_fast", "Qwen2TokenizerFast"),
-    fast("transformers.tokenization_utils_fast", "PreTrainedTokenizerFast"),
+/// Module, name, class: all there are beside [`is_model_tokenizer`].
+const CLASSES: [(&str, &str, Class); 9] = [
+    ("transformers.tokenization_utils_fast", "PreTrainedTokenizerFast", Class::TransformersTokenizer),
+    ("transformers.tokenization_utils_tokenizers", "TokenizersBackend", Class::TransformersTokenizer),
     ("tokenizers", "Tokenizer", Class::Tokenizer),
     ("tokenizers.models", "Model", Class::TokenizerModel),
     ("tokenizers", "AddedToken", Class::AddedToken),
@@ -34,8 +32,13 @@ const CLASSES: [(&str, &str, Class); 11] = [
     ("collections", "OrderedDict", Class::OrderedDict),
 ];
 
-const fn fast(module: &'static str, name: &'static str) -> (&'static str, &'static str, Class) {
-    (module, name, Class::FastTokenizer(name))
+/// Whether the name is one that transformers gives a model's tokenizer: `LlamaTokenizerFast` up to version 4,
+/// `LlamaTokenizer` from version 5 on, in `transformers.models.llama.tokenization_llama…`.
+fn is_model_tokenizer(module: &str, name: &str) -> bool {
+    let file = module.strip_prefix("transformers.models.").and_then(|rest| rest.split_once('.'));
+    let model = name.strip_suffix("Fast").unwrap_or(name).strip_suffix("Tokenizer");
+    file.is_some_and(|(_, file)| file.starts_with("tokenization_") && !file.contains('.'))
+        && model.is_some_and(|model| model.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
 /// Which names a kind of file may ask for.
@@ -49,7 +52,7 @@ impl Class {
 
     /// What a pickled tokenizer asks for.
     pub(in super::super) fn of_tokenizer(self) -> bool {
-        matches!(self, Self::FastTokenizer(_) | Self::Tokenizer | Self::TokenizerModel | Self::AddedToken)
+        matches!(self, Self::TransformersTokenizer | Self::Tokenizer | Self::TokenizerModel | Self::AddedToken)
     }
 
     /// What a pickled tensor asks for.
@@ -63,9 +66,10 @@ impl Class {
     }
 
     pub(super) fn find(module: &str, name: &str, allowed: Allowed) -> Result<Self, String> {
-        let found = CLASSES.iter().find(|class| class.0 == module && class.1 == name);
-        match found {
-            Some(class) if allowed(class.2) => Ok(class.2),
+        let known = CLASSES.iter().find(|class| class.0 == module && class.1 == name).map(|class| class.2);
+        let tokenizer = || is_model_tokenizer(module, name).then_some(Self::TransformersTokenizer);
+        match known.or_else(tokenizer) {
+            Some(class) if allowed(class) => Ok(class),
             // A name may hold anything, line breaks and terminal codes too.
             _ => Err(format!("asks for {}.{}, which is not read", shown(module), shown(name))),
         }
@@ -80,7 +84,7 @@ impl Class {
         self.of_tensor()
     }
 
-    /// Module and name.
+    /// Module and name; of several names of one class the first.
     pub(super) fn path(self) -> String {
         let class = CLASSES.iter().find(|class| class.2 == self);
         class.map_or_else(String::new, |(module, name, _)| format!("{module}.{name}"))

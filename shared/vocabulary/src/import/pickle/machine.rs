@@ -60,8 +60,8 @@ impl<'a> Machine<'a> {
         match self.input.byte().map_err(|_| "ends without STOP")? {
             opcode::STOP => return self.stop().map(Some),
             opcode::PROTO if is_first => match self.input.byte()? {
-                2..=4 => (),
-                other => return Err(format!("is of protocol {other}; 2 to 4 are read")),
+                2..=5 => (),
+                other => return Err(format!("is of protocol {other}; 2 to 5 are read")),
             },
             opcode::PROTO => return Err("has PROTO after its beginning".to_owned()),
             opcode::FRAME => {

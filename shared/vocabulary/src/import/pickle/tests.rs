@@ -75,6 +75,32 @@ fn the_memo_shares_and_dictionaries_keep_their_order() {
 }
 
 #[test]
+fn tokenizers_of_transformers_are_known_by_what_their_names_have_in_common() {
+    let find = |module: &str, name: &str| Class::find(module, name, Class::of_tokenizer);
+    for (module, name) in [
+        ("transformers.models.llama.tokenization_llama_fast", "LlamaTokenizerFast"),
+        ("transformers.models.llama.tokenization_llama", "LlamaTokenizer"),
+        ("transformers.models.gpt2.tokenization_gpt2", "GPT2Tokenizer"),
+        ("transformers.models.qwen2.tokenization_qwen2", "Qwen2Tokenizer"),
+        ("transformers.tokenization_utils_fast", "PreTrainedTokenizerFast"),
+        ("transformers.tokenization_utils_tokenizers", "TokenizersBackend"),
+    ] {
+        assert_eq!(find(module, name), Ok(Class::TransformersTokenizer), "{module}.{name}");
+        assert!(Class::find(module, name, Class::of_tensor).is_err(), "{module}.{name} is no tensor");
+    }
+    for (module, name) in [
+        ("transformers.models.llama.tokenization_llama", "LlamaTokenizer.from_pretrained"),
+        ("transformers.models.llama.modeling_llama", "LlamaTokenizer"),
+        ("transformers.models.llama.tokenization_llama.os", "Tokenizer"),
+        ("transformers.models.tokenization_llama", "LlamaTokenizer"),
+        ("models.llama.tokenization_llama", "LlamaTokenizer"),
+        ("os", "Tokenizer"),
+    ] {
+        assert!(find(module, name).is_err(), "{module}.{name}");
+    }
+}
+
+#[test]
 fn a_name_that_is_not_read_is_refused_by_it() {
     for (bytes, name, at) in [
         (&b"cos\nsystem\n(S'id'\ntR."[..], "os.system", 0),
@@ -156,7 +182,7 @@ fn what_makes_no_sense_is_refused() {
         assert!(refused(bytes.as_bytes()).contains(problem), "{bytes:?}: {}", refused(bytes.as_bytes()));
     }
     for (bytes, problem) in [
-        (&b"\x80\x05N."[..], "of protocol 5; 2 to 4 are read"),
+        (&b"\x80\x06N."[..], "of protocol 6; 2 to 5 are read"),
         (b"\x80\x01N.", "of protocol 1"),
         (b"N\x80\x04.", "PROTO after its beginning"),
         (b"\x8c\x02\xff\xfe.", "not UTF-8"),
