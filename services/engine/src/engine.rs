@@ -11,6 +11,7 @@ use crate::kv::KvCache;
 use crate::runner::Runner;
 use crate::scheduler::SchedulerConfig;
 use crate::service::EngineService;
+use crate::throughput;
 use crate::{ChunkSize, Config, Error};
 
 /// The model behind an engine.
@@ -59,6 +60,7 @@ impl Engine {
         let num_slots = kv.size().num_sequences;
         let core_config = core_config(config, runner.attention_parity());
         let door = core::start(core_config, runner, kv, lifecycle).map_err(Error::Thread)?;
+        throughput::start_log(&door, lifecycle);
         let service = EngineService::new(door, model, num_slots, config.prompt_timeout, lifecycle.clone());
         Ok(Self { service })
     }

@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::ModelInfo;
 use crate::config::KvPlan;
-use crate::core::{Drawn, Load};
+use crate::core::{Drawn, Load, Totals};
 
 /// The core's metrics.
 pub(crate) struct CoreEvents {
@@ -33,6 +33,7 @@ pub(crate) struct CoreEvents {
     queue_time: Histogram,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
+    totals: Totals,
 }
 
 impl CoreEvents {
@@ -61,16 +62,23 @@ impl CoreEvents {
             queue_time: histogram!("fused_engine_queue_time_seconds"),
             time_to_first_token: histogram!("fused_engine_time_to_first_token_seconds"),
             inter_token_latency: histogram!("fused_engine_inter_token_latency_seconds"),
+            totals: Totals::default(),
         }
     }
 
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
     /// A prompt has arrived whole.
-    pub(crate) fn prompt(&self, num_tokens: usize) {
+    pub(crate) fn prompt(&mut self, num_tokens: usize) {
+        self.totals.prompt += num_tokens as u64;
         self.prompt_tokens.increment(num_tokens as u64);
     }
 
     /// A sequence got a slot, in which so many of its tokens are computed already.
-    pub(crate) fn admitted(&self, num_cached: usize) {
+    pub(crate) fn admitted(&mut self, num_cached: usize) {
+        self.totals.cached += num_cached as u64;
         self.cached_prompt_tokens.increment(num_cached as u64);
     }
 
@@ -90,7 +98,8 @@ impl CoreEvents {
     }
 
     /// A token was drawn.
-    pub(crate) fn token(&self, drawn: Drawn) {
+    pub(crate) fn token(&mut self, drawn: Drawn) {
+        self.totals.generated += 1;
         self.generation_tokens.increment(1);
         let histogram = if drawn.is_first { &self.time_to_first_token } else { &self.inter_token_latency };
         histogram.record(drawn.latency);
@@ -190,6 +199,24 @@ pub(crate) fn kv_pool_resized(before_bytes: usize, bytes: usize) {
     } else {
         tracing::info!(before_bytes, bytes, "KV memory grows again");
     }
+}
+
+/// What the engine has done in the last seconds, and how it stands.
+pub(crate) fn throughput(took: Duration, before: &Totals, load: &Load) {
+    let num = |now: u64, before: u64| now.saturating_sub(before);
+    let per_s = |num: u64| (num as f64 / took.as_secs_f64().max(1e-3) * 10.0).round() / 10.0;
+    let prompt = num(load.totals.prompt, before.prompt);
+    let cached = num(load.totals.cached, before.cached);
+    let kv_bytes = load.kv.mapped_bytes as f64 / load.kv.total_bytes.max(1) as f64;
+    tracing::info!(
+        prompt_tokens_per_s = per_s(prompt),
+        generated_tokens_per_s = per_s(num(load.totals.generated, before.generated)),
+        cached_tokens_per_s = per_s(cached),
+        running = load.num_running,
+        waiting = load.num_waiting,
+        kv_memory_percent = (kv_bytes * 1000.0).round() / 10.0,
+        "throughput"
+    );
 }
 
 /// An aborted request, with the reason its caller gave.

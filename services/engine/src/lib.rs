@@ -27,6 +27,7 @@ pub mod scheduler;
 mod scorer;
 mod service;
 pub mod simulation;
+mod throughput;
 
 pub use chunk_schedule::ChunkSchedule;
 pub use chunk_size::ChunkSize;

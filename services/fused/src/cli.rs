@@ -10,7 +10,7 @@ use crate::bench::Bench;
 
 /// Serves a language model whose vocabulary was adapted to one domain.
 #[derive(Parser, Debug)]
-#[command(name = "fused", version, about, propagate_version = true)]
+#[command(name = "fused", version, about, propagate_version = true, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -46,6 +46,9 @@ pub(crate) enum Command {
 pub(crate) struct Service {
     #[command(flatten)]
     pub(crate) flags: Flags,
+    /// Model directory or hub id ORG/NAME@REVISION, as --model
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub(crate) positional_model: Option<String>,
     /// Print the effective settings as TOML and exit
     #[arg(long)]
     pub(crate) print_settings: bool,
@@ -275,7 +278,7 @@ pub(crate) enum Documents {
 
 #[derive(Args, Debug)]
 pub(crate) struct Probe {
-    /// http://HOST:PORT/PATH, or grpc://HOST:PORT[/SERVICE] for grpc.health.v1
+    /// http://HOST:PORT, which asks its /ready, http://HOST:PORT/PATH, or grpc://HOST:PORT[/SERVICE] for grpc.health.v1
     pub(crate) url: String,
     /// Seconds to wait for an answer
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
@@ -301,4 +304,32 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .ok_or_else(|| format!("`{text}` is not a number of seconds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(arguments: &str) -> fused_settings::Settings {
+        let cli = Cli::try_parse_from(arguments.split(' ')).unwrap();
+        let Command::Serve(service) = cli.command else { panic!("not serve") };
+        fused_settings::load(&service.flags.with_model(service.positional_model)).unwrap()
+    }
+
+    #[test]
+    fn the_last_of_two_equal_flags_wins_and_lists_keep_both() {
+        let settings = settings(
+            "fused serve m --port 1 --port 2 --api-key a --max-num-seqs 3 --api-key b --max-num-sequences 4",
+        );
+        assert_eq!((settings.model.as_deref(), settings.port), (Some("m"), 2));
+        assert_eq!(
+            (settings.api_key, settings.max_num_sequences),
+            (vec!["a".to_owned(), "b".to_owned()], Some(4))
+        );
+    }
+
+    #[test]
+    fn a_model_is_named_once() {
+        assert!(Cli::try_parse_from("fused serve a --model b".split(' ')).is_err());
+    }
 }

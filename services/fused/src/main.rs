@@ -6,6 +6,7 @@ mod bench;
 mod cli;
 mod corpus;
 mod eval;
+mod foreign_flags;
 mod interrupt;
 mod model;
 mod page;
@@ -19,11 +20,12 @@ mod whole_files;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
     let is_tool =
         matches!(cli.command, Command::Vocab(_) | Command::Adapt(_) | Command::Eval(_) | Command::Bench(_));
     match run(cli) {
@@ -33,6 +35,18 @@ fn main() -> ExitCode {
             if is_tool { process::tool_exit_code(&error) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Ends the process with what is wrong with its arguments, or with the help or version that was asked for.
+fn refuse(error: &clap::Error) -> ! {
+    let arguments: Vec<_> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let advice = foreign_flags::advice(arguments.iter().map(String::as_str));
+    if let (ErrorKind::UnknownArgument, Some(advice)) = (error.kind(), advice) {
+        process::print_error(&anyhow::anyhow!(advice));
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use fused_checkpoint::{FileBytes, ModelFiles, Wanted};
 use fused_settings::Settings;
 use fused_vocabulary::PatchVocabulary;
@@ -34,7 +34,17 @@ static DEMO_FILES: [(&str, &[u8]); 6] = [
 pub(crate) fn files(model: Option<&str>, wanted: Wanted) -> anyhow::Result<ModelFiles> {
     match model {
         None => Ok(ModelFiles::embedded(DEMO_NAME, &DEMO_FILES)),
-        Some(model) => Ok(ModelFiles::resolve(model, wanted)?),
+        Some(model) => {
+            // A relative path may mean another place than was thought of.
+            let path = std::path::absolute(model).unwrap_or_else(|_| model.into());
+            if path.is_file() {
+                bail!("setting model: {} is a file: give the directory that it lies in", path.display());
+            }
+            ModelFiles::resolve(model, wanted).with_context(|| match path.is_dir() {
+                true => "setting model".to_owned(),
+                false => format!("setting model: there is no directory {}", path.display()),
+            })
+        }
     }
 }
 

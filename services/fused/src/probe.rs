@@ -25,14 +25,20 @@ async fn ask(url: &str) -> anyhow::Result<()> {
         if status != ServingStatus::Serving {
             bail!("{url} is {}", status.as_str_name());
         }
-    } else if url.starts_with("http://") {
-        let answer = reqwest::get(url).await.with_context(|| format!("no answer from {url}"))?;
+    } else if let Some(address) = url.strip_prefix("http://") {
+        // Without a path, what a service says of itself.
+        let url = if address.trim_end_matches('/').contains('/') {
+            url.to_owned()
+        } else {
+            format!("{}/ready", url.trim_end_matches('/'))
+        };
+        let answer = reqwest::get(&url).await.with_context(|| format!("no answer from {url}"))?;
         let status = answer.status();
         if !status.is_success() {
             bail!("{url} answered {status}: {}", answer.text().await.unwrap_or_default());
         }
     } else {
-        bail!("`{url}` is neither http://HOST:PORT/PATH nor grpc://HOST:PORT/SERVICE");
+        bail!("`{url}` is neither http://HOST:PORT[/PATH] nor grpc://HOST:PORT/SERVICE");
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ pub(crate) fn run<F>(
 where
     F: Future<Output = anyhow::Result<Failure>>,
 {
-    let settings = fused_settings::load(&service.flags)?;
+    let settings = fused_settings::load(&service.flags.clone().with_model(service.positional_model.clone()))?;
     if service.print_settings {
         let mut settings = settings;
         let device = Device::chosen(&settings.device)?;

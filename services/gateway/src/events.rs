@@ -16,6 +16,9 @@ pub(crate) const REQUEST_SPAN: &str = "gateway.request";
 /// Counted in place of a status when the client went away first, as web servers do.
 const CLIENT_GONE: &str = "499";
 
+/// Routes of those who look after the process.
+const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
+
 /// Says what the metrics mean.
 pub(crate) fn describe() {
     describe_counter!(
@@ -98,9 +101,35 @@ pub(crate) fn ended(context: &RequestContext, status: Option<http::StatusCode>) 
     let endpoint = context.endpoint.to_string();
     let code = status.map_or_else(|| CLIENT_GONE.to_owned(), |status| status.as_str().to_owned());
     let took = context.started.elapsed();
-    debug!(request_id = &*context.request_id, endpoint, code, ?took, "request ended");
+    log_request(context, &endpoint, &code, took);
     counter!("fused_gateway_requests_total", "endpoint" => endpoint.clone(), "code" => code).increment(1);
     histogram!("fused_gateway_request_duration_seconds", "endpoint" => endpoint).record(took);
+}
+
+/// One line a request, without its texts. Those who only ask how things are ask every second.
+fn log_request(context: &RequestContext, endpoint: &str, code: &str, took: Duration) {
+    let request_id = &*context.request_id;
+    let took_ms = millis(took);
+    if PROBES.contains(&endpoint) {
+        return debug!(request_id, endpoint, code, took_ms, "request ended");
+    }
+    let tokens = context.served.tokens();
+    info!(
+        request_id,
+        endpoint,
+        code,
+        tenant = tokens.and_then(|tokens| tokens.tenant.as_deref()),
+        prompt_tokens = tokens.map(|tokens| tokens.prompt),
+        completion_tokens = tokens.map(|tokens| tokens.completion),
+        first_text_ms = context.served.first_text().map(millis),
+        took_ms,
+        "request ended"
+    );
+}
+
+/// Milliseconds to a tenth.
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
 /// The first piece of a streamed text is there.

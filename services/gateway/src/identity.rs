@@ -1,9 +1,9 @@
 //! Which request this is: the id the client knows it by, and the one nobody else has.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName};
 
@@ -22,6 +22,42 @@ pub(crate) struct RequestContext {
     /// The matched route, for metrics.
     pub(crate) endpoint: Arc<str>,
     pub(crate) started: Instant,
+    /// What became of it, for its log line.
+    pub(crate) served: Arc<Served>,
+}
+
+/// What a generation took. It is told by those who know, and read when the answer has ended.
+#[derive(Debug, Default)]
+pub(crate) struct Served {
+    tokens: OnceLock<Tokens>,
+    first_text: OnceLock<Duration>,
+}
+
+/// Whose tokens, and how many.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub(crate) tenant: Option<Arc<str>>,
+    pub(crate) prompt: u64,
+    pub(crate) completion: u64,
+}
+
+impl Served {
+    pub(crate) fn tell_tokens(&self, tokens: Tokens) {
+        // Told once: a request has one meter.
+        let _ = self.tokens.set(tokens);
+    }
+
+    pub(crate) fn tell_first_text(&self, after: Duration) {
+        let _ = self.first_text.set(after);
+    }
+
+    pub(crate) fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.get()
+    }
+
+    pub(crate) fn first_text(&self) -> Option<Duration> {
+        self.first_text.get().copied()
+    }
 }
 
 impl RequestContext {
@@ -51,7 +87,13 @@ impl RequestIds {
             .and_then(|value| value.to_str().ok())
             .filter(|id| is_fit(id))
             .map_or_else(|| Arc::clone(&unique_id), Arc::from);
-        RequestContext { request_id, unique_id, endpoint: endpoint.into(), started: Instant::now() }
+        RequestContext {
+            request_id,
+            unique_id,
+            endpoint: endpoint.into(),
+            started: Instant::now(),
+            served: Arc::default(),
+        }
     }
 
     fn unique_id(&self) -> String {

@@ -3,9 +3,8 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -84,7 +83,7 @@ pub(crate) fn respond(
         events: Events::default(),
         silence: Box::pin(tokio::time::sleep(keep_alive_interval)),
         keep_alive_interval,
-        first_text: Some(FirstText { endpoint: context.endpoint, started: context.started }),
+        first_text: Some(context),
         span: Span::current(),
         has_ended: false,
     };
@@ -115,14 +114,9 @@ struct EventStream<A, C> {
     silence: Pin<Box<Sleep>>,
     keep_alive_interval: Duration,
     /// Until the first piece of text.
-    first_text: Option<FirstText>,
+    first_text: Option<RequestContext>,
     span: Span,
     has_ended: bool,
-}
-
-struct FirstText {
-    endpoint: Arc<str>,
-    started: Instant,
 }
 
 impl<A: Answers, C: Chunks> Stream for EventStream<A, C> {
@@ -182,9 +176,11 @@ impl<A: Answers, C: Chunks> EventStream<A, C> {
 
     fn note_first_text(&mut self, answer: &Answer) {
         if matches!(answer.message, Message::Text(_))
-            && let Some(FirstText { endpoint, started }) = self.first_text.take()
+            && let Some(context) = self.first_text.take()
         {
-            events::first_chunk(&endpoint, started.elapsed());
+            let after = context.started.elapsed();
+            context.served.tell_first_text(after);
+            events::first_chunk(&context.endpoint, after);
         }
     }
 
@@ -195,6 +191,7 @@ impl<A: Answers, C: Chunks> EventStream<A, C> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use fused_proto::text::v1::{FinishInfo, TextIncrement};

@@ -74,6 +74,12 @@ impl Tokenizer {
         TextGenerationServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// Whether the model's chat template can be used; else only completions are served.
+    #[must_use]
+    pub fn has_chat_template(&self) -> bool {
+        self.core.encoder.templates.has_default()
+    }
+
     /// Whether requests can be served; changes as engines come and go.
     #[must_use]
     pub fn ready(&self) -> watch::Receiver<Readiness> {

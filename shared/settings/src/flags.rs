@@ -4,7 +4,8 @@ use clap::Args;
 use serde::Serialize;
 
 /// The flags of whatever runs an engine, as typed: which model, and how it is run. What they mean is
-/// [`Settings`](crate::Settings), where each is described. Underscored names are those of sarathi-lean and AdaptiVocab.
+/// [`Settings`](crate::Settings), where each is described. Aliases are the names of other servers for the same thing;
+/// underscored ones those of sarathi-lean and AdaptiVocab.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 pub struct EngineFlags {
     /// Settings file (TOML)
@@ -13,7 +14,7 @@ pub struct EngineFlags {
     pub config: Option<PathBuf>,
 
     /// Model directory or hub id ORG/NAME@REVISION [default: the demo model in this binary]
-    #[arg(long, alias = "model_name", value_name = "DIR_OR_ID", help_heading = "Model")]
+    #[arg(long, aliases = ["model_name", "model-path", "model-id"], value_name = "DIR_OR_ID", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
     /// The name clients use [default: the directory's name or the hub id]
@@ -38,11 +39,11 @@ pub struct EngineFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     attention_backend: Option<String>,
     /// Prompt and output tokens of one sequence [default: the model's]
-    #[arg(long, alias = "model_max_model_len", value_name = "N", help_heading = "Engine")]
+    #[arg(long, aliases = ["model_max_model_len", "context-length", "ctx-size"], value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_model_len: Option<usize>,
     /// Sequences that run at once [default: 64; on a GPU 256, fewer where KV memory is short]
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(long, aliases = ["max-num-seqs", "max-running-requests"], value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_num_sequences: Option<usize>,
     /// sarathi, or to compare with: vllm, orca, fastertransformer, simple-chunking [default: sarathi]
@@ -62,7 +63,7 @@ pub struct EngineFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     priority_ageing_s: Option<f64>,
     /// Tokens of one step, decodes and prefill chunks together [default: 512; on a GPU 2048]
-    #[arg(long, alias = "sarathi_chunk_size", value_name = "N", help_heading = "Engine")]
+    #[arg(long, aliases = ["sarathi_chunk_size", "max-num-batched-tokens", "chunked-prefill-size"], value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     token_budget: Option<usize>,
     /// Time for one step; the token budget is measured to meet it [default: none]
@@ -86,7 +87,7 @@ pub struct EngineFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     chunk_schedule_stages: Option<usize>,
     /// Share the memory of prompts' common beginnings [default: true]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Engine")]
+    #[arg(long, alias = "enable-prefix-caching", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     prefix_cache: Option<bool>,
     /// Refuse a request that would wait longer for its first token; 0: never [default: 30]
@@ -106,7 +107,7 @@ pub struct EngineFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     page_bytes: Option<usize>,
     /// Requests that may wait for a slot [default: 1024]
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(long, alias = "max-queued-requests", value_name = "N", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_waiting_requests: Option<usize>,
     /// Messages a sequence that are buffered for a client that does not read [default: 4096]
@@ -117,4 +118,11 @@ pub struct EngineFlags {
     #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     watchdog_timeout_s: Option<f64>,
+}
+
+impl EngineFlags {
+    /// These flags, with the model that was named without one.
+    pub(crate) fn with_model(self, model: Option<String>) -> Self {
+        Self { model: model.or(self.model), ..self }
+    }
 }

@@ -225,6 +225,27 @@ mod tests {
     }
 
     #[test]
+    fn the_names_of_other_servers_for_the_same_thing_are_accepted() {
+        let settings = load(&flags(&[
+            "--max-num-seqs",
+            "7",
+            "--max-num-batched-tokens",
+            "1024",
+            "--gpu-memory-utilization",
+            "0.5",
+            "--enable-prefix-caching",
+            "--context-length",
+            "512",
+        ]))
+        .unwrap();
+        assert_eq!((settings.max_num_sequences, settings.token_budget), (Some(7), Some(1024)));
+        assert_eq!((settings.max_model_len, settings.prefix_cache), (Some(512), true));
+        let named = flags(&["--model-path", "/a"]);
+        assert_eq!(load(&named).unwrap().model.as_deref(), Some("/a"));
+        assert_eq!(load(&named.with_model(Some("/b".to_owned()))).unwrap().model.as_deref(), Some("/b"));
+    }
+
+    #[test]
     fn an_unknown_key_says_where_it_came_from() {
         let file = file("modle = \"x\"\n");
         let path = file.path().to_str().unwrap();

@@ -110,3 +110,11 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_sample_ratio: Option<f64>,
 }
+
+impl Flags {
+    /// These flags, with the model that was named without one.
+    #[must_use]
+    pub fn with_model(self, model: Option<String>) -> Self {
+        Self { engine_flags: self.engine_flags.with_model(model), ..self }
+    }
+}

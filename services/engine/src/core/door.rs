@@ -58,6 +58,16 @@ pub(crate) struct Load {
     /// How long a request that comes now would wait if its prompt were short.
     pub(crate) least_wait: Duration,
     pub(crate) kv: KvStats,
+    pub(crate) totals: Totals,
+}
+
+/// What the core has done since it started, in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) prompt: u64,
+    /// Of prompts, what was computed before.
+    pub(crate) cached: u64,
+    pub(crate) generated: u64,
 }
 
 /// Wakes the core's thread. A ring while it is awake is not lost: it looks around once more before it sleeps.

@@ -39,7 +39,7 @@ use pulse::{Doing, Pulse, StepTime};
 pub(crate) use sequence::Drawn;
 use sequence::{End, Request};
 
-pub(crate) use door::{Admitted, Door, Load, engine_ended};
+pub(crate) use door::{Admitted, Door, Load, Totals, engine_ended};
 pub(crate) use stream::{Event, EventReceiver, Finish, FinishReason, PromptLogprobs};
 pub(crate) use thread::{CoreConfig, assemble, start};
 
@@ -371,6 +371,7 @@ impl<R: Runner> EngineCore<R> {
             num_tokens_to_prefill: self.scheduler.num_tokens_to_prefill(),
             least_wait: self.least_wait.1,
             kv: self.kv.stats(),
+            totals: self.events.totals(),
         };
         let before = self.load.borrow().kv.total_bytes;
         if load.kv.total_bytes != before {

@@ -69,9 +69,7 @@ impl Documents {
         match (Record { field: &self.field }).deserialize(&mut json) {
             Ok(Found::Text(text)) => Ok(text),
             Ok(Found::Missing(names)) => bail!("record {number}: {}", missing(&self.field, &names)),
-            Err(error) => {
-                Err(anyhow!("record {number}, which begins at byte {start}: {}", problem(&error)))
-            }
+            Err(error) => Err(anyhow!("record {number}, which begins at byte {start}: {}", problem(&error))),
         }
     }
 

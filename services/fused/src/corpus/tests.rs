@@ -180,7 +180,12 @@ fn errors_name_the_file_and_the_place() {
         ("number.jsonl", b"\n{\"text\": 1}", None, &["line 2", "integer `1`", "a string in field `text`"]),
         ("null.jsonl", b"{\"text\": null}", None, &["line 1", "null", "a string in field `text`"]),
         ("list.jsonl", b"[1]", None, &["record 1", "byte 1", "a JSON object or a string"]),
-        ("pretty.json", b"{\n \"text\": \"x\"\n}", None, &["line 1", "a record stands on one line, or in an array"]),
+        (
+            "pretty.json",
+            b"{\n \"text\": \"x\"\n}",
+            None,
+            &["line 1", "a record stands on one line, or in an array"],
+        ),
         ("cut.json", b"[{\"text\": \"x\"},", None, &["record 2", "EOF"]),
         ("open.json", b"[{\"text\": \"x\"}", None, &["ends inside its array, behind record 1"]),
         ("comma.json", b"[{\"text\": \"x\"} {", None, &["byte 14: expected `,` or `]` behind record 1"]),

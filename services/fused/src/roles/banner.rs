@@ -10,6 +10,18 @@ pub(crate) struct Banner {
     first_url: String,
 }
 
+/// What the example must suit.
+pub(crate) struct Example {
+    /// As a shell reads it; none where no key is asked for.
+    pub(crate) key: Option<String>,
+    /// Whether the model takes conversations.
+    pub(crate) is_chat: bool,
+    pub(crate) max_model_len: usize,
+}
+
+/// The example's output, where the context is long enough.
+const MAX_EXAMPLE_TOKENS: usize = 96;
+
 impl Banner {
     pub(crate) fn new(listener: &TcpListener, what: &str) -> anyhow::Result<Self> {
         let mut banner = Self { text: String::new(), first_url: String::new() };
@@ -25,14 +37,23 @@ impl Banner {
         Ok(url)
     }
 
-    /// Adds a line to copy.
-    pub(crate) fn with_example(mut self, is_open: bool) -> Self {
-        let key = if is_open { "" } else { " -H \"Authorization: Bearer $API_KEY\"" };
+    /// Adds a line to copy that this model and these settings answer.
+    pub(crate) fn with_example(mut self, example: &Example) -> Self {
+        let key = match &example.key {
+            None => String::new(),
+            Some(key) => format!(" -H \"Authorization: Bearer {key}\""),
+        };
+        let (route, prompt) = if example.is_chat {
+            ("chat/completions", "\"messages\": [{\"role\": \"user\", \"content\": \"git rebase\"}]")
+        } else {
+            ("completions", "\"prompt\": \"git rebase\"")
+        };
+        let max_tokens = MAX_EXAMPLE_TOKENS.min(example.max_model_len / 2).max(1);
         // Writing to a string does not fail.
         let _ = writeln!(
             self.text,
-            "try: curl {}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{{\"messages\": \
-             [{{\"role\": \"user\", \"content\": \"git rebase\"}}], \"max_tokens\": 96, \"temperature\": 0}}'",
+            "try: curl {}/v1/{route} -H 'Content-Type: application/json'{key} -d '{{{prompt}, \"max_tokens\": \
+             {max_tokens}, \"temperature\": 0}}'",
             self.first_url
         );
         self

@@ -17,7 +17,7 @@ use fused_telemetry::Metrics;
 use fused_transport::follow;
 
 use crate::process::{Failure, Process};
-use banner::Banner;
+use banner::{Banner, Example};
 pub(crate) use device::Device;
 pub(crate) use engine_config::{complete, engine_config};
 use grpc::{Served, bind, serve_grpc};
@@ -46,14 +46,28 @@ pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
     if grpc.is_some() && !is_open {
         tracing::warn!("the gRPC port asks for no API key: let only the gateway's own network reach it");
     }
-    let (text, failure) = start_in_process(&process, loaded, grpc, &mut banner).await?;
-    let gateway = start_gateway(&process, text, http).await?;
+    let parts = start_in_process(&process, loaded, grpc, &mut banner).await?;
+    let gateway = start_gateway(&process, parts.text, http).await?;
     start_metrics(&process, &mut banner).await?;
     // What is printed next invites requests.
     let ready = tokio::time::timeout(JOIN_TIMEOUT, gateway.wait_ready());
     ready.await.context("the gateway cannot use the tokenizer of its own process")?;
-    banner.with_example(is_open).print()?;
-    Ok(failure)
+    let example = Example {
+        key: (!is_open).then(|| example_key(settings)),
+        is_chat: parts.has_chat_template,
+        max_model_len: parts.max_model_len,
+    };
+    banner.with_example(&example).print()?;
+    Ok(parts.failure)
+}
+
+/// A key as a shell finds it, without showing it: where it came from, if that is a place with one key.
+fn example_key(settings: &Settings) -> String {
+    match (std::env::var("FUSED_API_KEY"), &settings.api_key_file) {
+        (Ok(key), _) if settings.api_key.as_slice() == [key.as_str()] => "$FUSED_API_KEY".to_owned(),
+        (_, Some(file)) => format!("$(grep -v '^#' '{}' | head -n 1)", file.display()),
+        (_, None) => "$API_KEY".to_owned(),
+    }
 }
 
 /// What [`serve`] runs, with the demo model on any free port; returns its URL. It ends with the process.
@@ -67,8 +81,8 @@ pub(crate) async fn serve_for_bench() -> anyhow::Result<String> {
     let http = bind(&process.settings, 0, "--port").await?;
     let mut banner = Banner::new(&http, "OpenAI API")?;
     let loaded = Loaded::new(&process.settings, Wanted::Everything).await?;
-    let (text, _failure) = start_in_process(&process, loaded, None, &mut banner).await?;
-    start_gateway(&process, text, http).await?.wait_ready().await;
+    let parts = start_in_process(&process, loaded, None, &mut banner).await?;
+    start_gateway(&process, parts.text, http).await?.wait_ready().await;
     Ok(banner.first_url().to_owned())
 }
 

@@ -126,13 +126,22 @@ pub(crate) async fn start_gateway(
     Ok(gateway)
 }
 
-/// Tokenizer and engine of one process, and the way to the tokenizer; with `grpc`, both also on a socket.
+/// Tokenizer and engine of one process.
+pub(crate) struct InProcess {
+    /// The way to the tokenizer.
+    pub(crate) text: watch::Receiver<Vec<Replica>>,
+    pub(crate) failure: Failure,
+    pub(crate) has_chat_template: bool,
+    pub(crate) max_model_len: usize,
+}
+
+/// Starts tokenizer and engine in this process; with `grpc`, both also on a socket.
 pub(crate) async fn start_in_process(
     process: &Arc<Process>,
     loaded: Loaded,
     grpc: Option<TcpListener>,
     banner: &mut Banner,
-) -> anyhow::Result<(watch::Receiver<Vec<Replica>>, Failure)> {
+) -> anyhow::Result<InProcess> {
     let lifecycle = &process.lifecycle;
     let engine = start_engine(process, loaded.clone()).await?;
     let engines = in_process(Served::new(process).with_engine(&engine).routes(), lifecycle);
@@ -149,7 +158,12 @@ pub(crate) async fn start_in_process(
         let routes = Served::new(process).with_text(&tokenizer).with_engine(&engine).routes();
         lifecycle.spawn("gRPC server", serve_grpc(listener, routes, lifecycle.clone()));
     }
-    Ok((text, Box::pin(engine.failed())))
+    Ok(InProcess {
+        text,
+        failure: Box::pin(engine.failed()),
+        has_chat_template: tokenizer.has_chat_template(),
+        max_model_len: engine.model_info().max_model_len,
+    })
 }
 
 /// The one replica of a service of this process.

@@ -49,7 +49,7 @@ pub(super) fn run(command: &VocabBuild) -> anyhow::Result<()> {
         keep: &keep,
         scratch: &scratch(&command.out),
     };
-    let (patch, report) = chosen(&request, corpus, command.threads, &interrupt)?;
+    let (patch, report) = chosen(&request, command.remove, corpus, command.threads, &interrupt)?;
     out.write_all(patch.to_json().as_bytes()).with_context(|| format!("--out {}", command.out.display()))?;
     out.finish()?;
     let seconds = start.elapsed().as_secs_f64();
@@ -69,6 +69,7 @@ pub(super) fn run(command: &VocabBuild) -> anyhow::Result<()> {
 
 fn chosen(
     request: &BuildRequest<'_>,
+    remove: Option<usize>,
     corpus: Corpus,
     threads: Option<usize>,
     interrupt: &Interrupt,
@@ -82,8 +83,14 @@ fn chosen(
             anyhow::anyhow!("--{}: {problem}", field.replace('_', "-"))
         }
         Some(Error::NotReachable { what, .. }) => {
-            let flag = if *what == "n-tokens" { "a lower --add, or more text" } else { "a lower --remove" };
-            error.context(format!("no patch vocabulary with this corpus: it takes {flag}"))
+            let advice = match (*what, remove) {
+                ("n-tokens", _) => "a lower --add, or more text",
+                (_, Some(_)) => "a lower --remove",
+                (_, None) => {
+                    "a lower --add, as each n-token takes the place of a token that is removed; or --mode extend, or a --remove"
+                }
+            };
+            error.context(format!("no patch vocabulary with this corpus: it takes {advice}"))
         }
         _ => error,
     })

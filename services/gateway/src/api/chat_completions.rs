@@ -41,7 +41,7 @@ pub(super) async fn create(
     let Request { parameters, prompt, num_logprobs, form, names } = request;
     let parameters = parameters.salted_for(&caller);
     let prompt_tokens = prompt.prompt.as_ref().map_or(0, tokens_estimate);
-    let meter = caller.meter(1, prompt_tokens, parameters.output_estimate(1))?;
+    let meter = caller.meter(&context.served, 1, prompt_tokens, parameters.output_estimate(1))?;
     let model = shared.backend.model().await?;
     let call = parameters.request(Call {
         id: context.call_id(0),

@@ -45,7 +45,12 @@ pub(super) async fn create(
     let (request, share) = body.read(move |fields| Request::from_fields(fields, max_prompts)).await?;
     let Request { parameters, prompts, add_special_tokens, num_logprobs, form } = request.salted_for(&caller);
     let prompt_tokens = prompts.iter().map(tokens_estimate).sum();
-    let meter = caller.meter(prompts.len(), prompt_tokens, parameters.output_estimate(prompts.len()))?;
+    let meter = caller.meter(
+        &context.served,
+        prompts.len(),
+        prompt_tokens,
+        parameters.output_estimate(prompts.len()),
+    )?;
     let envelope = Envelope::new(&NAMES, &context, shared.backend.model().await?);
     let num_prompts = prompts.len();
     let calls = prompts.into_iter().enumerate().map(|(prompt_idx, prompt)| {

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::keys::Tenant;
 use crate::events;
+use crate::identity::{Served, Tokens};
 
 const LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
 const REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
@@ -87,6 +88,7 @@ impl Caller {
     /// `RateLimitExceeded` where its tenant has no room for them now.
     pub(crate) fn meter(
         &self,
+        served: &Arc<Served>,
         num_prompts: usize,
         prompt_tokens: u64,
         output_tokens: u64,
@@ -100,6 +102,7 @@ impl Caller {
         }
         let unheard = Heard { prompt: None, output: 0 };
         Ok(TokenMeter {
+            served: Arc::clone(served),
             tenant: self.tenant.clone(),
             num_taken,
             prompt_tokens,
@@ -160,6 +163,7 @@ impl Drop for Turn {
 /// Counts a request's tokens as they come, and corrects what was taken for it when dropped.
 #[derive(Debug)]
 pub(crate) struct TokenMeter {
+    served: Arc<Served>,
     tenant: Option<Arc<Tenant>>,
     num_taken: u64,
     /// What all prompts were thought to have.
@@ -207,12 +211,14 @@ impl TokenMeter {
 
 impl Drop for TokenMeter {
     fn drop(&mut self) {
+        let (prompt, completion) = self.totals();
+        let label = self.tenant.as_ref().map(|tenant| Arc::clone(&tenant.label));
+        self.served.tell_tokens(Tokens { tenant: label, prompt, completion });
         let Some(tenant) = &self.tenant else { return };
-        let (prompt, output) = self.totals();
         if let Some(per_minute) = tenant.limits.tokens_per_minute {
-            tenant.usage().tokens.correct(self.num_taken, prompt + output, per_minute, Instant::now());
+            tenant.usage().tokens.correct(self.num_taken, prompt + completion, per_minute, Instant::now());
         }
-        events::tenant_tokens(&tenant.label, prompt, output);
+        events::tenant_tokens(&tenant.label, prompt, completion);
     }
 }
 
@@ -275,14 +281,16 @@ mod tests {
         };
         let info =
             Message::PromptInfo(PromptInfo { prompt_tokens: Some(1_500_000), ..PromptInfo::default() });
-        let mut meter = caller.meter(2, 2_000_000, 4_000_000).unwrap();
+        let mut meter = caller.meter(&Arc::default(), 2, 2_000_000, 4_000_000).unwrap();
         near(0);
-        assert!(caller.meter(1, 2_000_000, 0).unwrap_err().retry_after_ms().unwrap() > 10_000);
+        assert!(
+            caller.meter(&Arc::default(), 1, 2_000_000, 0).unwrap_err().retry_after_ms().unwrap() > 10_000
+        );
         meter.count(0, &info);
         // The client leaves: one prompt is known, the other was thought to have half of the estimate.
         drop(meter);
         near(3_500_000);
-        let mut meter = caller.meter(1, 0, 1_500_000).unwrap();
+        let mut meter = caller.meter(&Arc::default(), 1, 0, 1_500_000).unwrap();
         meter.count(0, &info);
         meter.count(0, &Message::Text(TextIncrement { token_ids: vec![1; 3], ..TextIncrement::default() }));
         let usage = Usage { prompt_tokens: Some(10), completion_tokens: Some(1_000_000), ..Usage::default() };
@@ -290,7 +298,7 @@ mod tests {
         assert_eq!(meter.totals(), (10, 1_000_000));
         drop(meter);
         near(2_500_000 - 10);
-        let mut refused = caller.meter(1, 2_000_000, 0).unwrap();
+        let mut refused = caller.meter(&Arc::default(), 1, 2_000_000, 0).unwrap();
         refused.fail();
         drop(refused);
         near(2_500_000 - 10);

@@ -64,6 +64,11 @@ impl ChatTemplates {
         Self { request_templates, environment, special_tokens }
     }
 
+    /// Whether the model has a template for conversations that can be used.
+    pub(crate) fn has_default(&self) -> bool {
+        self.environment.get_template(DEFAULT).is_ok()
+    }
+
     /// Renders a conversation to the prompt's text.
     pub(crate) fn render(&self, conversation: &Conversation) -> Result<String> {
         let context = conversation.context(&self.special_tokens);

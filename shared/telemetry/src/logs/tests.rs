@@ -3,7 +3,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use tracing::{error, error_span, info, info_span, warn};
+use tracing::{debug, error, error_span, info, info_span, warn};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::flood::Ration;
@@ -50,6 +50,27 @@ fn the_filter_concerns_lines_and_not_the_request_ids_in_them() {
         assert_eq!(text.contains("not wanted"), directives == "info", "{directives}: {text}");
     }
     assert_eq!(written(LogFormat::Text, "off", work), "");
+}
+
+#[test]
+fn debug_lines_of_libraries_are_written_where_they_are_named() {
+    let work = || {
+        debug!(target: "fused_engine::core", "ours");
+        debug!(target: "h2::codec", "frame");
+        info!(target: "h2::server", "said by h2");
+    };
+    for (directives, has_ours, has_frames, has_info) in [
+        ("debug", true, false, true),
+        ("trace", true, false, true),
+        ("debug,h2=debug", true, true, true),
+        ("info,h2::codec=trace", false, true, true),
+        ("debug,h2=warn", true, false, false),
+        ("info", false, false, true),
+    ] {
+        let text = written(LogFormat::Text, directives, work);
+        let found = (text.contains("ours"), text.contains("frame"), text.contains("said by h2"));
+        assert_eq!(found, (has_ours, has_frames, has_info), "{directives}: {text}");
+    }
 }
 
 #[test]

@@ -316,7 +316,10 @@ fn pieces_that_contradict_themselves_are_refused() {
 fn a_pickle_of_something_else_is_refused_by_what_is_missing() {
     let other = pickled(&Py::Dict(vec![(Py::Text("existing_tokenizer"), Py::Text("gpt2"))]));
     let message = error(&Artefacts::PatchTokenizer(&other), None);
-    assert_eq!(message, "patch_tokenizer: existing_tokenizer: expected a tokenizer of transformers, found a text");
+    assert_eq!(
+        message,
+        "patch_tokenizer: existing_tokenizer: expected a tokenizer of transformers, found a text"
+    );
     let message = error(&Artefacts::PatchTokenizer(b"cos\nsystem\n(S'id'\ntR."), None);
     assert_eq!(message, "patch_tokenizer: pickle asks for os.system, which is not read (byte 0)");
     assert_eq!(

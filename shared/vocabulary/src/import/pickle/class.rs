@@ -52,7 +52,10 @@ impl Class {
 
     /// What a pickled tokenizer asks for.
     pub(in super::super) fn of_tokenizer(self) -> bool {
-        matches!(self, Self::TransformersTokenizer | Self::Tokenizer | Self::TokenizerModel | Self::AddedToken)
+        matches!(
+            self,
+            Self::TransformersTokenizer | Self::Tokenizer | Self::TokenizerModel | Self::AddedToken
+        )
     }
 
     /// What a pickled tensor asks for.
