@@ -34,7 +34,7 @@ impl Engine {
         if config.weights == WeightSource::Random {
             return Err(Error::setting("load_format", "is dummy: random weights are made on a GPU only"));
         }
-        let adapted = Adapted::new(files, patch)?;
+        let adapted = Adapted::new(files, patch, config.max_model_len)?;
         let checkpoint = Checkpoint::open(files)?;
         let runner = CpuRunner::load(&checkpoint, &adapted.config, adapted.patch.as_ref(), embeddings)?;
         let needs = KvNeeds {
@@ -103,8 +103,15 @@ pub(crate) struct Loaded<R> {
 impl Adapted {
     /// # Errors
     /// Files that are missing or make no sense together.
-    pub(crate) fn new(files: &ModelFiles, patch: Option<PatchVocabulary>) -> Result<Self, Error> {
-        let config = ModelConfig::parse(files)?;
+    pub(crate) fn new(
+        files: &ModelFiles,
+        patch: Option<PatchVocabulary>,
+        max_model_len: Option<usize>,
+    ) -> Result<Self, Error> {
+        let mut config = ModelConfig::parse(files)?;
+        if let Some(max_model_len) = max_model_len {
+            config.limit_context(max_model_len);
+        }
         let fingerprint = vocabulary_fingerprint(files, patch.as_ref())?;
         let eos_token_ids = eos_token_ids(&config, patch.as_ref())?;
         Ok(Self { config, patch, fingerprint, eos_token_ids })

@@ -177,14 +177,13 @@ fn tensors<'a>(
 ) -> Result<Vec<(String, Source<'a>)>> {
     let (module, embedding, head) =
         (config.family.module_prefix(), config.family.embedding_tensor(), config.family.head_tensor());
-    let stored_prefix = checkpoint.prefix(module, embedding);
-    let stored_embedding = format!("{stored_prefix}{embedding}");
-    let stored_head = if config.tie_word_embeddings { &stored_embedding } else { head };
-    let mut tensors = vec![(format!("{module}{embedding}"), rows(&stored_embedding, Side::Input)?)];
-    let missing_prefix = if stored_prefix.is_empty() { module } else { "" };
+    let stored_tensors = checkpoint.token_tensors(config);
+    let stored_head = stored_tensors.head.as_ref().unwrap_or(&stored_tensors.embedding);
+    let mut tensors = vec![(format!("{module}{embedding}"), rows(&stored_tensors.embedding, Side::Input)?)];
+    let missing_prefix = if checkpoint.prefix(module).is_empty() { module } else { "" };
     for stored in checkpoint.stored() {
-        // A tied model's file may hold the head all the same.
-        if stored.name != stored_embedding && stored.name != head {
+        // A tied model's file may hold the head all the same, and one name of a shared tensor may be the other's.
+        if stored.name != stored_tensors.embedding && stored.name != head {
             tensors.push((format!("{missing_prefix}{}", stored.name), Source::Stored(stored)));
         }
     }

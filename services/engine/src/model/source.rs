@@ -1,4 +1,4 @@
-use fused_checkpoint::{Checkpoint, ModelConfig};
+use fused_checkpoint::{Checkpoint, ModelConfig, TokenTensors};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::embedding::Side;
 use fused_vocabulary::import::PatchEmbeddings;
@@ -61,22 +61,17 @@ impl<W: Send> Source<'_, W> {
     /// What stands before the names of this checkpoint's tensors.
     pub(super) fn prefix(&self) -> &'static str {
         let family = self.config.family;
-        self.checkpoint.prefix(family.module_prefix(), family.embedding_tensor())
+        self.checkpoint.prefix(family.module_prefix())
     }
 
     /// Embedding and head on the device, adapted where there is a patch vocabulary; no head where it is tied.
     pub(super) fn embedding_and_head(&self) -> Result<(W, Option<W>), Error> {
-        let family = self.config.family;
-        let embedding = format!("{}{}", self.prefix(), family.embedding_tensor());
-        let head = family.head_tensor();
+        let TokenTensors { embedding, head } = self.checkpoint.token_tensors(self.config);
         let (num_rows, num_cols) = (self.config.vocab_size, self.config.hidden_size);
         let Some(patch) = self.patch else {
             let embedding = (self.place)(self.matrix(&embedding, num_rows, num_cols)?)?;
-            let head = match self.config.tie_word_embeddings {
-                true => None,
-                false => Some((self.place)(self.matrix(head, num_rows, num_cols)?)?),
-            };
-            return Ok((embedding, head));
+            let head = head.map(|head| (self.place)(self.matrix(&head, num_rows, num_cols)?));
+            return Ok((embedding, head.transpose()?));
         };
         if let Some(PatchEmbeddings { input, output }) = self.embeddings {
             let head = (self.place)(adapt::pickled(output, "output", patch, num_cols)?)?;
@@ -87,8 +82,7 @@ impl<W: Send> Source<'_, W> {
             let stored = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
             finite(name, adapt::matrix(stored, patch, side)?)
         };
-        let stored_head = if self.config.tie_word_embeddings { &embedding } else { head };
-        let head = (self.place)(adapted(stored_head, Side::Output)?)?;
+        let head = (self.place)(adapted(head.as_ref().unwrap_or(&embedding), Side::Output)?)?;
         Ok(((self.place)(adapted(&embedding, Side::Input)?)?, Some(head)))
     }
 
@@ -113,7 +107,7 @@ impl Shape {
             num_heads: config.num_heads,
             num_kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
-            max_positions: config.max_position_embeddings,
+            max_positions: config.max_positions,
             norm_eps: narrow(config.norm_eps),
             activation: config.activation,
             feed_forward,

@@ -119,7 +119,7 @@ fn every_family_is_written_whole_or_sharded_untied_and_without_padding_rows() {
 fn check_tensors(old: &Checkpoint, new: &Checkpoint, config: &ModelConfig, was_tied: bool) {
     let family = config.family;
     let (module, embedding) = (family.module_prefix(), family.embedding_tensor());
-    let stored_prefix = old.prefix(module, embedding);
+    let stored_prefix = old.prefix(module);
     let stored = old.tensor(&format!("{stored_prefix}{embedding}")).unwrap();
     let stored_head = if was_tied { stored } else { old.tensor(family.head_tensor()).unwrap() };
     for (name, stored, weights) in [

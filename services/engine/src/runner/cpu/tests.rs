@@ -63,7 +63,7 @@ impl Machine {
         let size = KvSize {
             num_sequences: 24,
             num_slots: 24,
-            max_model_len: config.max_position_embeddings,
+            max_model_len: config.max_positions,
             pool_bytes: 64 << 20,
             shares_prefixes: false,
         };
