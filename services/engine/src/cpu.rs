@@ -13,8 +13,6 @@ use crate::runner::Runner;
 use crate::runner::cpu::CpuRunner;
 use crate::{Config, Engine, Error, ModelInfo, WeightSource, budget, events, memory};
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
-
 impl Engine {
     /// Loads a model, adapted to `patch` where there is one, and starts an engine for it. Takes seconds, and needs a
     /// tokio runtime. `embeddings` are taken in place of rows computed from the model's; weights that were saved adapted
@@ -119,10 +117,7 @@ impl Adapted {
 }
 
 fn vocabulary_fingerprint(files: &ModelFiles, patch: Option<&PatchVocabulary>) -> Result<Fingerprint, Error> {
-    let tokenizer = files.read(TOKENIZER_FILE)?.ok_or_else(|| fused_checkpoint::Error::MissingFile {
-        model: files.name().to_owned(),
-        file: TOKENIZER_FILE.to_owned(),
-    })?;
+    let tokenizer = fused_adaptation::tokenizer_json(files)?;
     Ok(fused_vocabulary::fingerprint(&tokenizer, patch)?)
 }
 
@@ -174,7 +169,7 @@ mod tests {
     }
 
     fn tokenizer() -> Vec<u8> {
-        files().read(TOKENIZER_FILE).unwrap().unwrap().to_vec()
+        files().read("tokenizer.json").unwrap().unwrap().to_vec()
     }
 
     #[test]

@@ -3,13 +3,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 
-use fused_checkpoint::{
-    Checkpoint, FileBytes, ModelConfig, ModelFiles, NewTensor, Shards, StoredTensor, TensorSink,
-};
+use fused_checkpoint::{Checkpoint, ModelConfig, ModelFiles, NewTensor, Shards, StoredTensor, TensorSink};
 use fused_vocabulary::embedding::{Initialisation, Side};
 use fused_vocabulary::{PatchVocabulary, Vocabulary};
 
-use crate::{AdaptedConfig, AdaptedRows, Error, Result};
+use crate::{AdaptedConfig, AdaptedRows, Error, Result, tokenizer_json};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const PATCH_FILE: &str = "patch_vocabulary.json";
@@ -43,7 +41,7 @@ pub struct AdaptedModel<'a> {
     checkpoint: &'a Checkpoint,
     patch: &'a PatchVocabulary,
     config: AdaptedConfig,
-    tokenizer: FileBytes,
+    tokenizer: Vec<u8>,
     /// By the name that a tensor is written with.
     sources: HashMap<String, Source<'a>>,
     shards: Shards,
@@ -80,10 +78,7 @@ impl<'a> AdaptedModel<'a> {
         if let Some(weights) = &model_config.vocabulary_fingerprint {
             return Err(Error::Adapted { model: base.name().to_owned(), weights: weights.clone() });
         }
-        let tokenizer = base.read(TOKENIZER_FILE)?.ok_or_else(|| fused_checkpoint::Error::MissingFile {
-            model: base.name().to_owned(),
-            file: TOKENIZER_FILE.to_owned(),
-        })?;
+        let tokenizer = tokenizer_json(base)?;
         // Every rule that ties a patch to a tokenizer is checked by whoever loads both.
         Vocabulary::load(&tokenizer, Some(patch.clone()))
             .map_err(|source| Error::Vocabulary { model: base.name().to_owned(), source })?;

@@ -475,6 +475,15 @@ fn the_fixtures_are_what_they_were_made_to_be() {
     assert!(qwen3.qk_norm);
     assert_eq!((qwen3.head_dim, qwen3.sliding_window.clone()), (24, vec![Some(6), None]));
 
+    let partial = fixture("tiny-partial");
+    let rope = partial.rope.unwrap();
+    assert!(partial.qk_norm && partial.qkv_bias && matches!(rope.scaling, RopeScaling::Yarn { .. }));
+    assert_eq!((partial.head_dim, rope.rotary_dim, rope.context_len), (16, 8, 128));
+    let dynamic = fixture("tiny-dynamic");
+    assert_eq!(dynamic.max_positions, 128);
+    assert!(matches!(dynamic.rope.unwrap().scaling, RopeScaling::Dynamic { .. }));
+    assert!(matches!(fixture("tiny-longrope").rope.unwrap().scaling, RopeScaling::LongRope { .. }));
+
     let gpt2 = fixture("tiny-gpt2");
     assert!(gpt2.scale_attention_by_layer && gpt2.intermediate_size == 80);
 }
@@ -488,6 +497,9 @@ fn every_fixture_has_the_tensors_its_configuration_implies() {
         "tiny-mistral",
         "tiny-qwen2",
         "tiny-qwen3",
+        "tiny-yarn",
+        "tiny-partial",
+        "tiny-longrope",
         "demo-llama",
     ];
     for name in names {
