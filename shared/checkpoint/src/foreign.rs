@@ -13,8 +13,9 @@ struct Kind {
 const SAVE: &str =
     "load it with transformers and save it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)";
 
-/// The first that fits says it: an adapter may lie beside pickles, and checkpoints in several forms side by side.
-const KINDS: [Kind; 8] = [
+/// What has no config.json of ours either. The first that fits says it: an adapter may lie beside pickles, and checkpoints in
+/// several forms side by side.
+const FORMS: [Kind; 4] = [
     Kind {
         is: |name| name == "adapter_config.json",
         what: "an adapter (LoRA) without the model that it changes",
@@ -37,6 +38,10 @@ const KINDS: [Kind; 8] = [
         advice: "serve the same model in Hugging Face form, or convert it with transformers' \
                  convert_llama_weights_to_hf.py or convert_mistral_weights_to_hf.py",
     },
+];
+
+/// Weights that are not read, or not found.
+const WEIGHTS: [Kind; 4] = [
     Kind {
         is: |name| {
             has_extension(name, &["bin", "pt", "pth", "ckpt"]) || name == "pytorch_model.bin.index.json"
@@ -94,17 +99,22 @@ pub(crate) fn check(files: &ModelFiles) -> Result<()> {
 
 /// Why a model with these files has no config.json.
 pub(crate) fn no_config(model: &str, names: &[String]) -> Error {
-    explained(model, names, "config.json".to_owned())
+    explained(model, names, FORMS.iter(), "config.json".to_owned())
 }
 
 /// Why a model with these files has no weights.
 pub(crate) fn no_weights(model: &str, names: &[String]) -> Error {
-    explained(model, names, format!("{WEIGHTS_FILE} (or {INDEX_FILE})"))
+    explained(model, names, FORMS.iter().chain(&WEIGHTS), format!("{WEIGHTS_FILE} (or {INDEX_FILE})"))
 }
 
-fn explained(model: &str, names: &[String], missing: String) -> Error {
+fn explained<'a>(
+    model: &str,
+    names: &[String],
+    mut kinds: impl Iterator<Item = &'a Kind>,
+    missing: String,
+) -> Error {
     let model = model.to_owned();
-    match KINDS.iter().find(|kind| names.iter().any(|name| (kind.is)(name))) {
+    match kinds.find(|kind| names.iter().any(|name| (kind.is)(name))) {
         Some(Kind { what, advice, .. }) => Error::Foreign { model, what: (*what).to_owned(), advice },
         None => Error::MissingFile { model, file: missing },
     }
@@ -153,8 +163,10 @@ mod tests {
         }
         let (_dir, files) = folder(&["adapter_config.json"]);
         assert!(ModelConfig::parse(&files).unwrap_err().to_string().contains("LoRA"));
-        let (_dir, files) = folder(&["README.md"]);
-        assert!(ModelConfig::parse(&files).unwrap_err().to_string().ends_with("config.json is missing"));
+        for names in [&["README.md"][..], &["model.safetensors"]] {
+            let (_dir, files) = folder(names);
+            assert!(ModelConfig::parse(&files).unwrap_err().to_string().ends_with("config.json is missing"));
+        }
     }
 
     #[test]

@@ -16,11 +16,14 @@ mod rope;
 mod source;
 mod tensor;
 
+use std::sync::Mutex;
 use std::thread::available_parallelism;
 
 use fused_checkpoint::{Activation, Checkpoint, ModelConfig};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::import::PatchEmbeddings;
+
+use crate::events;
 
 pub use error::Error;
 pub use rope::Rotary;
@@ -175,17 +178,21 @@ impl<W: Send> Model<W> {
         place: &(dyn Fn(Tensor) -> Result<W, Error> + Sync),
     ) -> Result<Self, Error> {
         let patch = adapt::needed(config, patch)?;
-        let source = source::Source { checkpoint, config, patch, embeddings, place };
+        let source = source::Source { checkpoint, config, patch, embeddings, place, used: Mutex::default() };
         let loaders = rayon::ThreadPoolBuilder::new()
             .num_threads(available_parallelism().map_or(1, usize::from).min(MAX_LOADERS))
             .thread_name(|idx| format!("loader-{idx}"))
             .build()
             .map_err(|error| Error::Place(error.into()))?;
-        loaders.install(|| match &config.rope {
+        let model = loaders.install(|| match &config.rope {
             // In GPT-2 alone.
             None => gpt2::load(&source),
             Some(rope) => llama::load(&source, rope),
-        })
+        })?;
+        if let unused @ [first, ..] = &*source.unused() {
+            events::weights_unused(first, unused.len());
+        }
+        Ok(model)
     }
 }
 

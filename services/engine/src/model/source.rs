@@ -1,3 +1,6 @@
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
 use fused_checkpoint::{Checkpoint, ModelConfig, TokenTensors};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::embedding::Side;
@@ -15,6 +18,8 @@ pub(super) struct Source<'a, W> {
     /// The matrices of the adapted model, where they are not to be computed.
     pub(super) embeddings: Option<&'a PatchEmbeddings>,
     pub(super) place: &'a (dyn Fn(Tensor) -> Result<W, Error> + Sync),
+    /// Tensors that were asked for.
+    pub(super) used: Mutex<HashSet<String>>,
 }
 
 impl<W: Send> Source<'_, W> {
@@ -28,13 +33,34 @@ impl<W: Send> Source<'_, W> {
 
     /// A matrix `[rows, cols]` as stored.
     pub(super) fn matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Tensor, Error> {
-        let tensor = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
+        let tensor = self.stored(name, &[num_rows, num_cols])?;
         finite(name, Tensor::read(&tensor, num_rows, num_cols))
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<fused_checkpoint::Tensor<'_>, Error> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(self.checkpoint.tensor_with_shape(name, shape)?)
+    }
+
+    /// Tensors that nothing asked for, but for those with a row for each token, which may be stored twice or be replaced,
+    /// and for what older versions of transformers computed and saved.
+    pub(super) fn unused(&self) -> Vec<&str> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = self.config.family;
+        let is_expected = |name: &str| {
+            let computed = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
+            used.contains(name)
+                || name == family.head_tensor()
+                || name.ends_with(family.embedding_tensor())
+                || computed.iter().any(|computed| name.ends_with(computed))
+        };
+        let names = self.checkpoint.stored().into_iter().map(|stored| stored.name);
+        names.filter(|name| !is_expected(name)).collect()
     }
 
     /// A vector in f32.
     pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        let vector = self.checkpoint.tensor_with_shape(name, &[len])?.to_f32();
+        let vector = self.stored(name, &[len])?.to_f32();
         if vector.iter().all(|value| value.is_finite()) {
             Ok(vector)
         } else {
@@ -79,7 +105,7 @@ impl<W: Send> Source<'_, W> {
         }
         // The two differ from here on, tied or not: n-tokens lean on their last token in one, on their first in the other.
         let adapted = |name: &str, side| {
-            let stored = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
+            let stored = self.stored(name, &[num_rows, num_cols])?;
             finite(name, adapt::matrix(stored, patch, side)?)
         };
         let head = (self.place)(adapted(head.as_ref().unwrap_or(&embedding), Side::Output)?)?;
