@@ -643,8 +643,11 @@ __device__ __forceinline__ int draw_filtered(Shared& shared, const Row& row, con
     return token < 0 ? best.id : token;
 }
 
-__device__ __forceinline__ float logprob_of(float logit, double normaliser) {
-    return logit == logit ? float(double(logit) - normaliser) : __int_as_float(0xff800000);
+// Infinite logits, where `largest` is, share all probability evenly; what is not a number has none.
+__device__ __forceinline__ float logprob_of(float logit, float largest, double normaliser) {
+    const float infinity = __int_as_float(0x7f800000);
+    if (largest == infinity) return logit == infinity ? float(-normaliser) : -infinity;
+    return logit == logit ? float(double(logit) - normaliser) : -infinity;
 }
 
 // Log-probabilities from an untouched row: of `token`, and of the likeliest, which most rows have from the front on.
@@ -655,15 +658,18 @@ __device__ __forceinline__ void tell(Shared& shared, const Row& row, const Likel
     if (threadIdx.x == 0) shared.num_listed = 0;
     __syncthreads();
     u64 sum = 0;
+    bool is_infinite = best.logit == __int_as_float(0x7f800000);
     each(row, [&](float logit, int id) {
-        sum += weigh(logit, all.scale);
+        sum += is_infinite ? u64(logit == best.logit) : weigh(logit, all.scale);
         if (num_top > 0 && logit >= best.front) append(shared, order_of(logit, id));
     });
     sum_before(shared, sum);
     if (threadIdx.x == 0) {
+        double total = log(double(shared.total));
         bool is_sum = is_finite(best.logit);
-        shared.normaliser = is_sum ? double(best.logit) + log(double(shared.total)) - log(double(ONE)) : 0.0;
-        out[0] = token < u32(row.vocab) ? logprob_of(row.logits[token], shared.normaliser) : __int_as_float(0xff800000);
+        shared.normaliser = is_infinite ? total : is_sum ? double(best.logit) + total - log(double(ONE)) : 0.0;
+        bool is_known = token < u32(row.vocab);
+        out[0] = is_known ? logprob_of(row.logits[token], best.logit, shared.normaliser) : __int_as_float(0xff800000);
     }
     if (num_top == 0) return;
     // From minus infinity on, what is not a number counts as well.
@@ -678,7 +684,7 @@ __device__ __forceinline__ void tell(Shared& shared, const Row& row, const Likel
     for (int i = threadIdx.x; i < num_top; i += THREADS) {
         u64 order = shared.list[i];
         out[1 + 2 * i] = __int_as_float(id_in(order));
-        out[2 + 2 * i] = logprob_of(logit_of(key_in(order)), shared.normaliser);
+        out[2 + 2 * i] = logprob_of(logit_of(key_in(order)), best.logit, shared.normaliser);
     }
 }
 

@@ -10,7 +10,10 @@ It writes
   stopped at the end-of-text token), and logits after the last prompt token: the 20 largest as [id, logit], and those of
   the 64 ids in `sample_ids`;
 - `../models/tiny-*`: models with random weights, one for each shape of config.json and safetensors that is served;
-- `tiny-*.json`: for each of 4 prompts its token ids, all 128 logits after the last, and 24 greedy tokens.
+- `tiny-*.json`: for each of 4 prompts its token ids, all 128 logits after the last, and 24 greedy tokens. Where
+  `max_model_len` is given, contexts of that length are to be served: dynamic and long rotary frequencies depend on it.
+
+`make_golden.py NAME...` makes only what is named.
 
 All arithmetic is in single precision, from the weights as they are stored. `min_margin` is the smallest distance
 between the two largest logits over all greedy steps of a prompt: another implementation must come closer than half of
@@ -21,6 +24,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 import torch
 import transformers
@@ -34,6 +38,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
+from transformers.models.qwen3 import modeling_qwen3
 
 GOLDEN = pathlib.Path(__file__).resolve().parent
 MODELS = GOLDEN.parent / "models"
@@ -41,6 +47,11 @@ MODELS = GOLDEN.parent / "models"
 VOCAB = 128
 SIZES = dict(vocab_size=VOCAB, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
+
+# Models for what else a configuration may say: of contexts beyond the 32 tokens of a first training.
+SMALL = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=16, max_position_embeddings=32, bos_token_id=1, eos_token_id=2)
+LONG = (5, 33, 60, 100)
 
 PROSE = (
     "A queue in front of a server is a promise. Every request that waits in it was told that its turn will come, and "
@@ -132,9 +143,9 @@ def load(directory):
     return model.eval()
 
 
-def write(name, head, prompts):
+def write(name, head, prompts, model_name=None):
     """One line a prompt, so that a change can be read."""
-    head = {"model": name, "torch": torch.__version__, "transformers": transformers.__version__, **head}
+    head = {"model": model_name or name, "torch": torch.__version__, "transformers": transformers.__version__, **head}
     lines = ",\n".join(json.dumps(prompt, ensure_ascii=False, separators=(",", ":")) for prompt in prompts)
     text = json.dumps(head, separators=(",", ":"))[:-1] + ',"prompts":[\n' + lines + "\n]}\n"
     (GOLDEN / f"{name}.json").write_text(text)
@@ -224,16 +235,30 @@ def old_spelling(config):
     config["transformers_version"] = "4.38.0"
 
 
-def make_tiny(name, config, dtype, seed, old=False, num_shards=1, rename=lambda name: name, extra=None):
+def make_tiny(name, config, dtype, seed, old=False, num_shards=1, rename=lambda name: name, extra=None, drop=(),
+              lengths=(5, 12, 23, 40)):
+    if wanted(name):
+        make_tiny_model(name, config, dtype, seed, old, num_shards, rename, extra, drop)
+        if lengths:
+            make_tiny_golden(name, name, seed, lengths)
+
+
+def wanted(name):
+    return len(sys.argv) == 1 or name in sys.argv[1:]
+
+
+def make_tiny_model(name, config, dtype, seed, old, num_shards, rename, extra, drop):
     directory = MODELS / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model = AutoModelForCausalLM.from_config(config)
     random_weights(model, seed)
     tensors = {rename(name): tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and not drop:
         tensors.pop("lm_head.weight")
     tensors.update(extra or {})
+    for tensor in drop:
+        tensors.pop(tensor)
 
     def save(part, file):
         save_file(part, directory / file, metadata={"format": "pt"})
@@ -263,16 +288,21 @@ def make_tiny(name, config, dtype, seed, old=False, num_shards=1, rename=lambda 
     generation = {"bos_token_id": 1, "eos_token_id": [2, 5]}
     (directory / "generation_config.json").write_text(json.dumps(generation) + "\n")
 
-    # From the files, so that the golden data prove them readable too.
-    model = load(directory)
+
+def make_tiny_golden(name, model_name, seed, lengths, max_model_len=None):
+    """From the files, so that the golden data prove them readable too."""
+    model = load(MODELS / model_name)
     generator = torch.Generator().manual_seed(seed + 1)
     prompts = []
-    for length in (5, 12, 23, 40):
+    for length in lengths:
+        if max_model_len is not None:
+            # What transformers computes once for so long a context it keeps for shorter ones.
+            model(torch.ones(1, max_model_len, dtype=torch.long))
         ids = torch.randint(3, VOCAB, (length,), generator=generator).tolist()
         tokens, logits, margin = greedy(model, ids, 24)
         prompts.append({"ids": ids, "greedy": tokens, "logits": [rounded(v, 7) for v in logits.tolist()],
                         "min_margin": rounded(margin, 3)})
-    write(name, {"seed": seed}, prompts)
+    write(name, {"seed": seed, "max_model_len": max_model_len} if max_model_len else {"seed": seed}, prompts, model_name)
 
 
 def make_all_tiny():
@@ -297,10 +327,50 @@ def make_all_tiny():
         rename=lambda name: name.removeprefix("transformer."), extra={"h.0.attn.bias": mask})
 
 
+def make_all_rotary():
+    def rope(rope_type, **parameters):
+        return {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}
+
+    make_tiny("tiny-linear", LlamaConfig(**SMALL, rope_parameters=rope("linear", factor=4.0)), torch.bfloat16, seed=801,
+        old=True, lengths=LONG)
+    make_tiny("tiny-yarn", Qwen2Config(**SMALL, rope_parameters=rope("yarn", factor=4.0,
+        original_max_position_embeddings=32)), torch.bfloat16, seed=811, old=True, lengths=LONG)
+    make_tiny("tiny-yarn-mscale", LlamaConfig(**SMALL, rope_parameters=rope("yarn", factor=4.0, mscale=2.0,
+        mscale_all_dim=0.5, beta_fast=4.0, beta_slow=0.5, truncate=False)), torch.bfloat16, seed=821, lengths=LONG)
+    # transformers turns a part of a head in classes of other families; this one is given their function.
+    modeling_qwen3.apply_rotary_pos_emb = apply_rotary_pos_emb
+    make_tiny("tiny-partial", Qwen3Config(**SMALL, attention_bias=True, rope_parameters=rope("yarn", factor=4.0,
+        partial_rotary_factor=0.5)), torch.bfloat16, seed=831, lengths=LONG)
+    # Where frequencies depend on the length, one golden file for either side of the first training's; transformers
+    # goes back to the short side's for a context that is shorter.
+    make_tiny("tiny-dynamic", LlamaConfig(**SMALL, rope_parameters=rope("dynamic", factor=4.0)), torch.bfloat16,
+        seed=841, old=True, lengths=())
+    factors = {"short_factor": [1.0, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0],
+               "long_factor": [1.0, 1.2, 1.6, 2.0, 2.6, 3.2, 3.6, 4.0]}
+    make_tiny("tiny-longrope", MistralConfig(**{**SMALL, "max_position_embeddings": 128}, sliding_window=None,
+        rope_parameters=rope("longrope", original_max_position_embeddings=32, **factors)), torch.bfloat16, seed=851,
+        lengths=())
+    for name, seed in ("tiny-dynamic", 841), ("tiny-longrope", 851):
+        if wanted(name):
+            make_tiny_golden(name, name, seed, (33, 48, 70, 100), max_model_len=128)
+            make_tiny_golden(f"{name}-short", name, seed, (1, 3, 5, 7), max_model_len=31)
+
+
+def make_all_tied():
+    tied = LlamaConfig(**{**SMALL, "max_position_embeddings": 128}, tie_word_embeddings=True)
+    # Of tied weights the file keeps the head's name.
+    make_tiny("tiny-one-head", tied, torch.bfloat16, seed=861, drop=["model.embed_tokens.weight"])
+    # Tied by config.json, and with a head of its own all the same, which counts.
+    head = torch.randn(VOCAB, 32, generator=torch.Generator().manual_seed(870)).to(torch.bfloat16) / 4
+    make_tiny("tiny-other-head", tied, torch.bfloat16, seed=871, extra={"lm_head.weight": head})
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     make_all_tiny()
-    make_demo("demo-llama")
-    make_demo("demo-gpt2")
-    make_demo("demo-llama-tldr")
+    make_all_rotary()
+    make_all_tied()
+    for demo in "demo-llama", "demo-gpt2", "demo-llama-tldr":
+        if wanted(demo):
+            make_demo(demo)

@@ -81,6 +81,19 @@ MODELS = {
             tie_word_embeddings=False,
         )
     ),
+    # Frequencies that are scaled, and sines and cosines too.
+    "llama-yarn": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **{**LLAMA, "max_position_embeddings": 256},
+            hidden_size=512,
+            intermediate_size=1408,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            head_dim=64,
+            rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0},
+        )
+    ),
     "qwen3": lambda: Qwen3ForCausalLM(
         Qwen3Config(
             **LLAMA,

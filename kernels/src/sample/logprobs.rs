@@ -4,21 +4,27 @@ use super::weights::{ONE, weights};
 use super::{key, likeliest};
 
 /// The log-probability of `token` (minus infinity beyond the vocabulary), and the `num_top` likeliest tokens with theirs, in
-/// descending order, the lower id first among equals; from one row of logits `[vocabulary]` as the model made it.
+/// descending order, the lower id first among equals; from one row of logits `[vocabulary]` as the model made it. None is
+/// over 0 or no number, whatever the logits are: infinite ones share all probability evenly, NaN has none.
 #[must_use]
 pub fn logprobs(logits: &[f32], token: u32, num_top: usize) -> (f32, Vec<(u32, f32)>) {
-    let normaliser = log_sum_exp(logits);
-    let logprob = |token: u32| {
-        let logit = logits.get(token as usize).filter(|logit| !logit.is_nan());
-        logit.map_or(f32::NEG_INFINITY, |&logit| (f64::from(logit) - normaliser) as f32)
+    let (_, largest) = likeliest(logits);
+    let normaliser = log_sum_exp(logits, largest);
+    let logprob = |token: u32| match logits.get(token as usize) {
+        Some(&logit) if logit == f32::INFINITY => -normaliser as f32,
+        Some(&logit) if largest < f32::INFINITY && !logit.is_nan() => (f64::from(logit) - normaliser) as f32,
+        _ => f32::NEG_INFINITY,
     };
     let top = top(logits, num_top).into_iter().map(|token| (token, logprob(token)));
     (logprob(token), top.collect())
 }
 
-/// 0 where no logit is finite, or one is infinite.
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let (_, largest) = likeliest(logits);
+/// Where the largest is infinite, the logarithm of how many are; 0 where none is a number over minus infinity.
+fn log_sum_exp(logits: &[f32], largest: f32) -> f64 {
+    if largest == f32::INFINITY {
+        let num_infinite = logits.iter().filter(|logit| **logit == largest).count();
+        return (num_infinite as f64).ln();
+    }
     if !largest.is_finite() {
         return 0.0;
     }
@@ -67,6 +73,17 @@ mod tests {
         let (logprob, top) = logprobs(&[f32::NAN, 0.0], 7, 2);
         assert_eq!((logprob, top), (f32::NEG_INFINITY, vec![(1, 0.0), (0, f32::NEG_INFINITY)]));
         assert_eq!(logprobs(&[f32::NEG_INFINITY; 2], 0, 0).0, f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn beside_an_infinite_logit_nothing_else_is_possible() {
+        let (inf, none) = (f32::INFINITY, f32::NEG_INFINITY);
+        let (logprob, top) = logprobs(&[3.0, inf, f32::NAN, none], 1, 4);
+        assert_eq!((logprob, top), (0.0, vec![(1, 0.0), (0, none), (2, none), (3, none)]));
+        let half = -std::f32::consts::LN_2;
+        assert_eq!(logprobs(&[inf, 1e30, inf], 1, 2), (none, vec![(0, half), (2, half)]));
+        // As large as logits get without being infinite.
+        assert_eq!(logprobs(&[f32::MAX, f32::MIN], 0, 2).1[0], (0, 0.0));
     }
 
     /// Among very many tokens the small ones together still count.

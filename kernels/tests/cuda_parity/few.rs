@@ -178,7 +178,7 @@ fn products_become_heads() {
             let frequencies: Vec<f32> =
                 (0..head_dim / 2).map(|pair| 10_000_f32.powf(-2.0 * pair as f32 / head_dim as f32)).collect();
             for (position, angles) in angles.chunks_mut(head_dim).enumerate() {
-                rope_angles(&frequencies, position, angles);
+                rope_angles(&frequencies, 1.0, position, angles);
             }
             // One slot, to each row its own token of it; the third row pads the batch.
             let positions: Vec<i32> =

@@ -53,7 +53,7 @@ fn check(kernels: &Kernels, case: Case) {
         (0..head_dim / 2).map(|pair| 10_000_f32.powf(-2.0 * pair as f32 / head_dim as f32)).collect();
     let mut angles = vec![0.0; NUM_POSITIONS * head_dim];
     for (position, angles) in angles.chunks_mut(head_dim).enumerate() {
-        rope_angles(&frequencies, position, angles);
+        rope_angles(&frequencies, 1.0, position, angles);
     }
     // One slot, to each row its own token of it, from the last position down; one row pads the batch.
     let positions: Vec<i32> = (0..num_rows).map(|row| (NUM_POSITIONS - 1 - row) as i32).collect();

@@ -13,8 +13,6 @@ use crate::runner::Runner;
 use crate::runner::cpu::CpuRunner;
 use crate::{Config, Engine, Error, ModelInfo, WeightSource, budget, events, memory};
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
-
 impl Engine {
     /// Loads a model, adapted to `patch` where there is one, and starts an engine for it. Takes seconds, and needs a
     /// tokio runtime. `embeddings` are taken in place of rows computed from the model's; weights that were saved adapted
@@ -34,7 +32,7 @@ impl Engine {
         if config.weights == WeightSource::Random {
             return Err(Error::setting("load_format", "is dummy: random weights are made on a GPU only"));
         }
-        let adapted = Adapted::new(files, patch)?;
+        let adapted = Adapted::new(files, patch, config.max_model_len)?;
         let checkpoint = Checkpoint::open(files)?;
         let runner = CpuRunner::load(&checkpoint, &adapted.config, adapted.patch.as_ref(), embeddings)?;
         let needs = KvNeeds {
@@ -103,8 +101,15 @@ pub(crate) struct Loaded<R> {
 impl Adapted {
     /// # Errors
     /// Files that are missing or make no sense together.
-    pub(crate) fn new(files: &ModelFiles, patch: Option<PatchVocabulary>) -> Result<Self, Error> {
-        let config = ModelConfig::parse(files)?;
+    pub(crate) fn new(
+        files: &ModelFiles,
+        patch: Option<PatchVocabulary>,
+        max_model_len: Option<usize>,
+    ) -> Result<Self, Error> {
+        let mut config = ModelConfig::parse(files)?;
+        if let Some(max_model_len) = max_model_len {
+            config.limit_context(max_model_len);
+        }
         let fingerprint = vocabulary_fingerprint(files, patch.as_ref())?;
         let eos_token_ids = eos_token_ids(&config, patch.as_ref())?;
         Ok(Self { config, patch, fingerprint, eos_token_ids })
@@ -112,10 +117,7 @@ impl Adapted {
 }
 
 fn vocabulary_fingerprint(files: &ModelFiles, patch: Option<&PatchVocabulary>) -> Result<Fingerprint, Error> {
-    let tokenizer = files.read(TOKENIZER_FILE)?.ok_or_else(|| fused_checkpoint::Error::MissingFile {
-        model: files.name().to_owned(),
-        file: TOKENIZER_FILE.to_owned(),
-    })?;
+    let tokenizer = fused_adaptation::tokenizer_json(files)?;
     Ok(fused_vocabulary::fingerprint(&tokenizer, patch)?)
 }
 
@@ -167,7 +169,7 @@ mod tests {
     }
 
     fn tokenizer() -> Vec<u8> {
-        files().read(TOKENIZER_FILE).unwrap().unwrap().to_vec()
+        files().read("tokenizer.json").unwrap().unwrap().to_vec()
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Engine {
         config.check()?;
         let gpu = Gpu::open(ordinal)?;
         let device = i32::try_from(ordinal).map_err(|_| Error::setting("device", "is no GPU's number"))?;
-        let adapted = Adapted::new(files, patch)?;
+        let adapted = Adapted::new(files, patch, config.max_model_len)?;
         let (model_config, patch) = (&adapted.config, adapted.patch.as_ref());
         let limits = StepLimits {
             max_rows: max_rows(&config, model_config),
@@ -81,7 +81,7 @@ impl Engine {
 
 /// Rows of the largest step.
 fn max_rows(config: &Config, model: &ModelConfig) -> usize {
-    let max_model_len = config.max_model_len.unwrap_or(usize::MAX).min(model.max_position_embeddings);
+    let max_model_len = config.max_model_len.unwrap_or(usize::MAX).min(model.max_positions);
     let num_sequences = config.max_num_sequences;
     let budget = match config.target_inter_token_latency {
         // As large a one as may be found then.

@@ -18,6 +18,9 @@ pub enum Error {
     /// The model's vocabulary.
     #[error("the model's vocabulary cannot be used")]
     Vocabulary(#[from] fused_vocabulary::Error),
+    /// The model's tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] fused_adaptation::Error),
     /// Memory for keys and values.
     #[error("no memory for keys and values")]
     Kv(#[from] crate::kv::Error),

@@ -179,6 +179,16 @@ pub(crate) fn started(model: &ModelInfo, plan: &KvPlan, token_budget: usize) {
     );
 }
 
+/// The checkpoint holds more than the configuration speaks of: layers, biases, experts.
+pub(crate) fn weights_unused(first: &str, num_unused: usize) {
+    tracing::warn!(
+        first,
+        num_unused,
+        "the checkpoint holds tensors that config.json does not speak of; they are left out, and the output is wrong if they \
+         belong to the model: check num_hidden_layers, attention_bias and mlp_bias"
+    );
+}
+
 /// The context is shorter than the model's, because KV memory for one sequence of that length is not there.
 pub(crate) fn context_shortened(model_max_len: usize, max_model_len: usize) {
     tracing::warn!(

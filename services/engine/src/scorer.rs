@@ -53,7 +53,8 @@ impl Scorer {
         embeddings: Option<&PatchEmbeddings>,
         max_window: usize,
     ) -> Result<Self, Error> {
-        let config = ModelConfig::parse(files)?;
+        let mut config = ModelConfig::parse(files)?;
+        config.limit_context(max_window);
         let runner = CpuRunner::load(&Checkpoint::open(files)?, &config, patch, embeddings)?;
         let needs = KvNeeds {
             layout: runner.kv_layout(),

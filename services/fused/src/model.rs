@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use fused_checkpoint::{FileBytes, ModelFiles, Wanted};
+use fused_adaptation::tokenizer_json;
+use fused_checkpoint::{ModelFiles, Wanted};
 use fused_settings::Settings;
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::import::{PatchEmbeddings, import};
@@ -12,7 +13,6 @@ use crate::reference_files::{self, ReferenceFiles};
 
 /// The patch vocabulary of a model directory.
 const PATCH_FILE: &str = "patch_vocabulary.json";
-const TOKENIZER_FILE: &str = "tokenizer.json";
 
 macro_rules! demo_file {
     ($name:literal) => {
@@ -46,11 +46,6 @@ pub(crate) fn files(model: Option<&str>, wanted: Wanted) -> anyhow::Result<Model
             })
         }
     }
-}
-
-/// The `tokenizer.json` of a model.
-pub(crate) fn tokenizer_json(files: &ModelFiles) -> anyhow::Result<FileBytes> {
-    files.read(TOKENIZER_FILE)?.with_context(|| format!("model `{}` has no {TOKENIZER_FILE}", files.name()))
 }
 
 /// The patch vocabulary: the file that is named, unless that is `none`, else the one beside the model, else none.

@@ -4,9 +4,9 @@ pub enum Error {
     /// A file of the model cannot be read.
     #[error("the model's files cannot be read")]
     Files(#[from] fused_checkpoint::Error),
-    /// The model has no tokenizer.
-    #[error("the model has no tokenizer.json")]
-    NoTokenizer,
+    /// The model has no tokenizer, or one that is not of its form.
+    #[error(transparent)]
+    Tokenizer(#[from] fused_adaptation::Error),
     /// Tokenizer or patch vocabulary are refused.
     #[error("the vocabulary cannot be loaded")]
     Vocabulary(#[from] fused_vocabulary::Error),

@@ -74,6 +74,7 @@ pub(crate) async fn generate(
     guard: RequestGuard,
 ) -> Result<Generation> {
     let model = core.engines.model()?;
+    core.check_prompt(&model, &request.prompt)?;
     let limit = match request.truncate_prompt_tokens {
         Some(num_tokens) => PromptLimit::KeepLast { num_tokens },
         None => PromptLimit::Refuse { max_model_len: model.max_model_len },

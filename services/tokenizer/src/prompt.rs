@@ -244,11 +244,6 @@ impl PromptEncoder {
     }
 
     fn take_ids(&self, mut ids: Vec<TokenId>, limit: PromptLimit) -> Result<EncodedPrompt> {
-        let vocab_size = self.vocabulary.vocab_size();
-        if let Some(id) = ids.iter().find(|id| id.row() >= vocab_size) {
-            let message = format!("token id {id} is out of range: the vocabulary has {vocab_size} tokens");
-            return Err(Error::invalid("prompt", message));
-        }
         let num_kept = self.kept(limit, ids.len()).map_err(|error| error.with_param("prompt"))?;
         ids.drain(..ids.len() - num_kept);
         let encoded = Encoded { num_base_tokens: self.num_base_tokens(&ids), rendered: None };

@@ -6,13 +6,13 @@ use fused_checkpoint::ModelFiles;
 use fused_lifecycle::Lifecycle;
 use fused_proto::text::v1::text_generation_server::TextGenerationServer;
 use fused_transport::{MAX_MESSAGE_BYTES, Readiness, Replica};
-use fused_vocabulary::{PatchVocabulary, Vocabulary};
+use fused_vocabulary::{PatchVocabulary, TokenId, Vocabulary};
 use tokio::sync::watch;
 
 use crate::chat_template::{ChatTemplates, RequestTemplates};
 use crate::encode::EncodePool;
-use crate::engines::Engines;
-use crate::prompt::PromptEncoder;
+use crate::engines::{Engines, Model};
+use crate::prompt::{Prompt, PromptEncoder};
 use crate::special_tokens::Affixes;
 use crate::tokenizer_config::TokenizerConfig;
 use crate::{Config, Error, TextService, events};
@@ -47,7 +47,7 @@ impl Tokenizer {
         lifecycle: &Lifecycle,
     ) -> Result<Self, Error> {
         events::describe();
-        let json = files.read("tokenizer.json")?.ok_or(Error::NoTokenizer)?;
+        let json = fused_adaptation::tokenizer_json(files)?;
         let vocabulary = Arc::new(Vocabulary::load(&json, patch)?);
         let tokenizer_config = TokenizerConfig::load(files)?;
         let request_templates =
@@ -88,6 +88,33 @@ impl Tokenizer {
 }
 
 impl Core {
+    /// Refuses a prompt of ids that the model cannot have.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub(crate) fn check_prompt(&self, model: &Model, prompt: &Prompt) -> fused_status::Result<()> {
+        match prompt {
+            Prompt::Tokens(ids) => self.check_ids(model, "prompt", ids),
+            Prompt::Text(_) => Ok(()),
+        }
+    }
+
+    /// Refuses ids of neither a token nor a row of the embedding. A row behind the tokens, which pads the matrix to a round
+    /// size, may be drawn, stands for no text, and may be given back.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub(crate) fn check_ids(&self, model: &Model, field: &str, ids: &[TokenId]) -> fused_status::Result<()> {
+        let num_ids = self.vocabulary.vocab_size().max(model.vocab_size);
+        match ids.iter().find(|id| id.row() >= num_ids) {
+            None => Ok(()),
+            Some(id) => {
+                let message = format!("token id {id} is out of range: the vocabulary has {num_ids} tokens");
+                Err(fused_status::Error::invalid(field, message))
+            }
+        }
+    }
+
     /// An id for a request that came without one.
     pub(crate) fn new_request_id(&self) -> String {
         let RequestIds { process, next } = &self.ids;

@@ -12,6 +12,15 @@ pub enum Error {
     /// The base model cannot be read, or the adapted one not be written.
     #[error(transparent)]
     Checkpoint(#[from] fused_checkpoint::Error),
+    /// The base model's tokenizer cannot be read.
+    #[error("the tokenizer of model `{model}` cannot be read")]
+    Tokenizer {
+        /// The model's name.
+        model: String,
+        /// What is wrong with it.
+        #[source]
+        source: fused_vocabulary::Error,
+    },
     /// The patch vocabulary does not belong to the base model's tokenizer.
     #[error("the patch vocabulary does not fit model `{model}`")]
     Vocabulary {

@@ -3,13 +3,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 
-use fused_checkpoint::{
-    Checkpoint, FileBytes, ModelConfig, ModelFiles, NewTensor, Shards, StoredTensor, TensorSink,
-};
+use fused_checkpoint::{Checkpoint, ModelConfig, ModelFiles, NewTensor, Shards, StoredTensor, TensorSink};
 use fused_vocabulary::embedding::{Initialisation, Side};
 use fused_vocabulary::{PatchVocabulary, Vocabulary};
 
-use crate::{AdaptedConfig, AdaptedRows, Error, Result};
+use crate::{AdaptedConfig, AdaptedRows, Error, Result, tokenizer_json};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const PATCH_FILE: &str = "patch_vocabulary.json";
@@ -43,7 +41,7 @@ pub struct AdaptedModel<'a> {
     checkpoint: &'a Checkpoint,
     patch: &'a PatchVocabulary,
     config: AdaptedConfig,
-    tokenizer: FileBytes,
+    tokenizer: Vec<u8>,
     /// By the name that a tensor is written with.
     sources: HashMap<String, Source<'a>>,
     shards: Shards,
@@ -80,10 +78,7 @@ impl<'a> AdaptedModel<'a> {
         if let Some(weights) = &model_config.vocabulary_fingerprint {
             return Err(Error::Adapted { model: base.name().to_owned(), weights: weights.clone() });
         }
-        let tokenizer = base.read(TOKENIZER_FILE)?.ok_or_else(|| fused_checkpoint::Error::MissingFile {
-            model: base.name().to_owned(),
-            file: TOKENIZER_FILE.to_owned(),
-        })?;
+        let tokenizer = tokenizer_json(base)?;
         // Every rule that ties a patch to a tokenizer is checked by whoever loads both.
         Vocabulary::load(&tokenizer, Some(patch.clone()))
             .map_err(|source| Error::Vocabulary { model: base.name().to_owned(), source })?;
@@ -177,14 +172,13 @@ fn tensors<'a>(
 ) -> Result<Vec<(String, Source<'a>)>> {
     let (module, embedding, head) =
         (config.family.module_prefix(), config.family.embedding_tensor(), config.family.head_tensor());
-    let stored_prefix = checkpoint.prefix(module, embedding);
-    let stored_embedding = format!("{stored_prefix}{embedding}");
-    let stored_head = if config.tie_word_embeddings { &stored_embedding } else { head };
-    let mut tensors = vec![(format!("{module}{embedding}"), rows(&stored_embedding, Side::Input)?)];
-    let missing_prefix = if stored_prefix.is_empty() { module } else { "" };
+    let stored_tensors = checkpoint.token_tensors(config);
+    let stored_head = stored_tensors.head.as_ref().unwrap_or(&stored_tensors.embedding);
+    let mut tensors = vec![(format!("{module}{embedding}"), rows(&stored_tensors.embedding, Side::Input)?)];
+    let missing_prefix = if checkpoint.prefix(module).is_empty() { module } else { "" };
     for stored in checkpoint.stored() {
-        // A tied model's file may hold the head all the same.
-        if stored.name != stored_embedding && stored.name != head {
+        // A tied model's file may hold the head all the same, and one name of a shared tensor may be the other's.
+        if stored.name != stored_tensors.embedding && stored.name != head {
             tensors.push((format!("{missing_prefix}{}", stored.name), Source::Stored(stored)));
         }
     }

@@ -1,5 +1,6 @@
 mod attention;
 mod family;
+mod foreign;
 mod keys;
 mod rope;
 
@@ -48,8 +49,8 @@ pub struct ModelConfig {
     /// Width of one head; `num_heads * head_dim` need not be `hidden_size`.
     pub head_dim: usize,
     /// Positions the model was made for: the bound of prompt and output together. With learned positions the number of
-    /// rows.
-    pub max_position_embeddings: usize,
+    /// rows; with rotary ones `max_position_embeddings`, or what [`Rope::scaling`] makes of it.
+    pub max_positions: usize,
     /// The epsilon of RMSNorm or LayerNorm.
     pub norm_eps: f64,
     /// The non-linearity of the feed-forward part.
@@ -89,10 +90,9 @@ impl ModelConfig {
     /// A missing or malformed file; an unknown `model_type`; a key that is missing, of the wrong type, out of range, or
     /// asks for something that is not supported: each by its name.
     pub fn parse(files: &ModelFiles) -> Result<Self> {
-        let config = object(files, CONFIG_FILE)?.ok_or_else(|| Error::MissingFile {
-            model: files.name().to_owned(),
-            file: CONFIG_FILE.to_owned(),
-        })?;
+        let config = object(files, CONFIG_FILE)?
+            .ok_or_else(|| crate::foreign::no_config(files.name(), &files.names()))?;
+        crate::foreign::check(files)?;
         let mut parsed =
             Self::from_keys(&Keys::new(&config)).map_err(|problem| error(files, CONFIG_FILE, problem))?;
         if let Some(generation) = object(files, GENERATION_CONFIG_FILE)? {
@@ -104,14 +104,8 @@ impl ModelConfig {
     }
 
     fn from_keys(keys: &Keys<'_>) -> std::result::Result<Self, Problem> {
+        foreign::check(keys)?;
         let family = Family::parse(keys)?;
-        if let Some(quantization) = keys.object("quantization_config")? {
-            let method = quantization.text("quant_method")?.unwrap_or("unnamed");
-            return Err(Problem::new(
-                "quantization_config",
-                format!("asks for quantisation `{method}`, which is not supported"),
-            ));
-        }
         let names = family.names();
         let defaults = Defaults::of(family);
         let hidden_size = keys.required_count(names.hidden_size, WIDTH)?;
@@ -124,6 +118,10 @@ impl ModelConfig {
             None => return Err(Problem::missing(names.intermediate_size)),
         };
         let max_position_embeddings = keys.required_count(names.max_positions, NUM_POSITIONS)?;
+        let rope = match family {
+            Family::Gpt2 => None,
+            _ => Some(Rope::parse(keys, heads.head_dim, max_position_embeddings)?),
+        };
         let bias = |key| keys.flag(key).map(|bias| bias.unwrap_or(false));
         let (qkv_bias, attention_output_bias, mlp_bias) = match family {
             Family::Gpt2 => (true, true, true),
@@ -145,14 +143,10 @@ impl ModelConfig {
             num_heads: heads.num_heads,
             num_kv_heads: heads.num_kv_heads,
             head_dim: heads.head_dim,
-            max_position_embeddings,
+            max_positions: rope.as_ref().map_or(max_position_embeddings, |rope| rope.context_len),
             norm_eps: keys.real(names.norm_eps, 0.0..=1.0)?.unwrap_or(defaults.norm_eps),
             activation: Activation::parse(keys, names.activation)?.unwrap_or(defaults.activation),
-            rope: if family == Family::Gpt2 {
-                None
-            } else {
-                Some(Rope::parse(keys, heads.head_dim, max_position_embeddings)?)
-            },
+            rope,
             tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
             qkv_bias,
             attention_output_bias,
@@ -168,6 +162,13 @@ impl ModelConfig {
         })
     }
 
+    /// Says that no context is longer than so many tokens, which some rotary frequencies depend on.
+    pub fn limit_context(&mut self, max_model_len: usize) {
+        if let Some(rope) = &mut self.rope {
+            rope.context_len = max_model_len.min(self.max_positions);
+        }
+    }
+
     fn read_generation(&mut self, keys: &Keys<'_>) -> std::result::Result<(), Problem> {
         let eos = keys.token_ids("eos_token_id", self.vocab_size)?;
         if !eos.is_empty() {
@@ -180,15 +181,16 @@ impl ModelConfig {
     }
 }
 
-/// `dtype`, which older versions spelt `torch_dtype`.
+/// `dtype`, which older versions spelt `torch_dtype`; `auto` says no more than the tensors do.
 fn dtype(keys: &Keys<'_>) -> std::result::Result<Option<Dtype>, Problem> {
-    let key = if keys.has("dtype") { "dtype" } else { "torch_dtype" };
-    match keys.text(key)? {
-        None => Ok(None),
-        Some("float32") => Ok(Some(Dtype::F32)),
-        Some("float16") => Ok(Some(Dtype::F16)),
-        Some("bfloat16") => Ok(Some(Dtype::Bf16)),
-        Some(other) => Err(Problem::unsupported(key, other, "float32, float16, bfloat16")),
+    let key = if keys.is_given("dtype") { "dtype" } else { "torch_dtype" };
+    let Some(name) = keys.text(key)? else { return Ok(None) };
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        "auto" => Ok(None),
+        "float32" | "float" => Ok(Some(Dtype::F32)),
+        "float16" | "half" => Ok(Some(Dtype::F16)),
+        "bfloat16" => Ok(Some(Dtype::Bf16)),
+        other => Err(Problem::unsupported(key, other, "auto, float32, float16, bfloat16")),
     }
 }
 

@@ -45,6 +45,16 @@ pub enum Error {
         /// The file's name.
         file: String,
     },
+    /// The directory holds something else than a language model whose weights are safetensors.
+    #[error("model `{model}`: holds {what}; {advice}")]
+    Foreign {
+        /// The model's name.
+        model: String,
+        /// What it holds.
+        what: String,
+        /// What to do with that.
+        advice: &'static str,
+    },
     /// A file name that would leave the model's directory.
     #[error("model `{model}`: `{file}` is not a plain file name")]
     FileName {

@@ -12,6 +12,9 @@ use crate::{Error, Result};
 /// The largest file that is read into memory; weights are mapped and may be of any size.
 const MAX_READ_BYTES: u64 = 256 << 20;
 
+/// File names that are looked at where a directory is no model, to say what it is.
+const MAX_NAMES: usize = 4096;
+
 /// The files of one model: a directory, or carried in the binary.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
@@ -100,6 +103,17 @@ impl ModelFiles {
                     Err(Error::Read { model: self.name.clone(), file: file_name.to_owned(), source })
                 }
             },
+        }
+    }
+
+    /// The names of the files, as far as they are known; of a directory of very many not all.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match &self.source {
+            Source::Embedded(files) => files.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            Source::Directory(dir) => {
+                let entries = fs::read_dir(dir).into_iter().flatten().flatten().take(MAX_NAMES);
+                entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+            }
         }
     }
 

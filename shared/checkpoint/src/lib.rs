@@ -9,8 +9,10 @@
 mod config;
 mod error;
 mod files;
+mod foreign;
 mod hub;
 mod tensor;
+mod tied;
 mod weights;
 mod writer;
 
@@ -19,5 +21,6 @@ pub use error::{Error, Result};
 pub use files::{FileBytes, ModelFiles, Wanted};
 pub use hub::HubError;
 pub use tensor::{Dtype, StoredDtype, StoredTensor, Tensor};
+pub use tied::TokenTensors;
 pub use weights::Checkpoint;
 pub use writer::{NewTensor, Shards, TensorSink};

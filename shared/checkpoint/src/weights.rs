@@ -6,7 +6,7 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
 use crate::files::plain_name;
-use crate::{Dtype, Error, FileBytes, ModelFiles, Result, StoredDtype, StoredTensor, Tensor};
+use crate::{Dtype, Error, FileBytes, ModelFiles, Result, StoredDtype, StoredTensor, Tensor, foreign};
 
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -27,6 +27,10 @@ pub struct Checkpoint {
     model: String,
     shards: Vec<FileBytes>,
     entries: HashMap<String, Entry>,
+    /// Names that a file gives to a tensor beside its own, as safetensors writes for weights that are shared.
+    aliases: HashMap<String, String>,
+    /// Files that the index names and that are not there, by the tensors that it says are in them.
+    missing: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -38,34 +42,32 @@ struct Entry {
 }
 
 impl Checkpoint {
-    /// Opens model.safetensors, or else every shard that model.safetensors.index.json names, and checks all headers
-    /// against the files' lengths. Weights are read only when touched.
+    /// Opens model.safetensors, or else the shards that model.safetensors.index.json names, and checks all headers
+    /// against the files' lengths. Weights are read only when touched. Of what the index says only the shards' names are
+    /// believed: entries that conversions left behind, for tensors or shards that nobody asks for, do no harm.
     ///
     /// # Errors
-    /// A missing, truncated, corrupt or contradictory file, by its name.
+    /// A missing, truncated, corrupt or contradictory file, by its name; a directory with other weights than safetensors.
     pub fn open(files: &ModelFiles) -> Result<Self> {
-        let mut checkpoint =
-            Self { model: files.name().to_owned(), shards: Vec::new(), entries: HashMap::new() };
+        let mut checkpoint = Self {
+            model: files.name().to_owned(),
+            shards: Vec::new(),
+            entries: HashMap::new(),
+            aliases: HashMap::new(),
+            missing: BTreeMap::new(),
+        };
         if let Some(bytes) = files.read(WEIGHTS_FILE)? {
             checkpoint.add_shard(WEIGHTS_FILE, bytes)?;
             return Ok(checkpoint);
         }
         let Some(index) = files.read(INDEX_FILE)? else {
-            return Err(Error::MissingFile {
-                model: checkpoint.model,
-                file: format!("{WEIGHTS_FILE} (or {INDEX_FILE})"),
-            });
+            return Err(foreign::no_weights(files.name(), &files.names()));
         };
         let index = ShardIndex::parse(files.name(), &index)?;
-        let mut shard_idxs = BTreeMap::new();
         for shard in index.shards(files.name())? {
-            shard_idxs.insert(shard, checkpoint.shards.len());
-            checkpoint.add_shard(shard, files.require(shard)?)?;
-        }
-        for (tensor, shard) in &index.weight_map {
-            let found = checkpoint.entries.get(tensor).map(|entry| entry.shard_idx);
-            if found != shard_idxs.get(shard.as_str()).copied() {
-                return Err(checkpoint.corrupt(INDEX_FILE, format!("`{tensor}` is not in {shard}")));
+            match files.read(shard)? {
+                Some(bytes) => checkpoint.add_shard(shard, bytes)?,
+                None => checkpoint.missing.extend(index.tensors_in(shard)),
             }
         }
         Ok(checkpoint)
@@ -74,10 +76,13 @@ impl Checkpoint {
     /// The tensor of this name.
     ///
     /// # Errors
-    /// It is missing, or of a type other than F32, F16, BF16.
+    /// It, or the file that it is said to be in, is missing; it is of a type other than F32, F16, BF16.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        let missing = || Error::MissingTensor { model: self.model.clone(), tensor: name.to_owned() };
-        let entry = self.entries.get(name).ok_or_else(missing)?;
+        let missing = || match self.missing.get(name) {
+            Some(file) => Error::MissingFile { model: self.model.clone(), file: file.clone() },
+            None => Error::MissingTensor { model: self.model.clone(), tensor: name.to_owned() },
+        };
+        let entry = self.entry(name).ok_or_else(missing)?;
         let dtype = match entry.dtype {
             FileDtype::F32 => Dtype::F32,
             FileDtype::F16 => Dtype::F16,
@@ -130,24 +135,45 @@ impl Checkpoint {
     /// from the file where they are touched again. Without it a model that is read once, tensor by tensor, ends up
     /// wholly in this process's resident memory.
     pub fn release(&self, name: &str) {
-        if let Some(entry) = self.entries.get(name)
+        if let Some(entry) = self.entry(name)
             && let Some(shard) = self.shards.get(entry.shard_idx)
         {
             shard.release(entry.range.clone());
         }
     }
 
-    /// Whether there is a tensor of this name, whatever its type.
+    /// Whether there is a tensor of this name, or one that is shared under it, whatever its type.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.entry(name).is_some()
     }
 
-    /// What stands before this checkpoint's names: nothing where `probe`, a tensor that every checkpoint of the family
-    /// has, is stored without `prefix` (`"transformer."`, `"model."`), else `prefix`.
+    /// What stands before this checkpoint's names: `prefix` (`"transformer."`, `"model."`), or nothing where no tensor
+    /// is stored with it.
     #[must_use]
-    pub fn prefix<'p>(&self, prefix: &'p str, probe: &str) -> &'p str {
-        if self.contains(probe) { "" } else { prefix }
+    pub fn prefix<'p>(&self, prefix: &'p str) -> &'p str {
+        let mut names = self.entries.keys().chain(self.aliases.keys());
+        if names.any(|name| name.starts_with(prefix)) { prefix } else { "" }
+    }
+
+    /// Whether both names stand for the same elements, shared or stored twice.
+    pub(crate) fn is_same(&self, one: &str, other: &str) -> bool {
+        let bytes = |entry: &Entry| self.shards.get(entry.shard_idx)?.get(entry.range.clone());
+        match (self.entry(one), self.entry(other)) {
+            (Some(one), Some(other)) => {
+                one.dtype == other.dtype && one.shape == other.shape && bytes(one) == bytes(other)
+            }
+            _ => false,
+        }
+    }
+
+    /// The model's name.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(self.aliases.get(name).map_or(name, String::as_str))
     }
 
     /// Bytes of all tensors, headers left out.
@@ -168,6 +194,11 @@ impl Checkpoint {
             }
             self.entries
                 .insert(name, Entry { shard_idx, dtype: info.dtype, shape: info.shape.clone(), range });
+        }
+        for (alias, name) in header.metadata.metadata().iter().flatten() {
+            if self.entries.contains_key(name) && !self.entries.contains_key(alias) {
+                self.aliases.insert(alias.clone(), name.clone());
+            }
         }
         self.shards.push(bytes);
         Ok(())
@@ -224,6 +255,12 @@ impl ShardIndex {
             file: INDEX_FILE.to_owned(),
             source,
         })
+    }
+
+    /// The tensors said to be in a shard, with its name.
+    fn tensors_in<'a>(&'a self, shard: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
+        let tensors = self.weight_map.iter().filter(move |(_, file)| *file == shard);
+        tensors.map(|(tensor, file)| (tensor.clone(), file.clone()))
     }
 
     /// The shards' names, each once: plain names only, whoever wrote the index.

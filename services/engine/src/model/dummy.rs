@@ -3,7 +3,7 @@
 use fused_checkpoint::{Family, ModelConfig};
 
 use super::source::attention_scale;
-use super::{Error, FeedForward, Layer, Linear, Model, Norm, Positions, QkNorm, Shape, rope};
+use super::{Error, FeedForward, Layer, Linear, Model, Norm, Positions, QkNorm, Rotary, Shape};
 
 impl<W> Model<W> {
     /// A model of this configuration; `matrix` makes a weight of so many outputs and inputs.
@@ -47,7 +47,7 @@ impl<W> Model<W> {
             layers: layers.collect::<Result<_, Error>>()?,
             embedding: matrix(shape.vocab_size, hidden)?,
             positions: match &config.rope {
-                Some(rope) => Positions::Rotary(rope::frequencies(rope, shape.head_dim)),
+                Some(rope) => Positions::Rotary(Rotary::new(rope)),
                 None => Positions::Learned(vec![0.0; shape.max_positions * hidden]),
             },
             final_norm: norm(),

@@ -9,7 +9,7 @@ pub(super) fn load<W: Send>(source: &Source<'_, W>) -> Result<Model<W>, Error> {
     let hidden = config.hidden_size;
     let shape = source.shape(FeedForward::Plain);
     let (embedding, head) = source.embedding_and_head()?;
-    let positions = source.matrix(&format!("{prefix}wpe.weight"), config.max_position_embeddings, hidden)?;
+    let positions = source.matrix(&format!("{prefix}wpe.weight"), config.max_positions, hidden)?;
 
     let layers = source.layers(|layer_idx| {
         let name = |part: &str| format!("{prefix}h.{layer_idx}.{part}");

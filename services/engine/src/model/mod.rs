@@ -16,13 +16,17 @@ mod rope;
 mod source;
 mod tensor;
 
+use std::sync::Mutex;
 use std::thread::available_parallelism;
 
-use fused_checkpoint::{Activation, Checkpoint, Family, ModelConfig};
+use fused_checkpoint::{Activation, Checkpoint, ModelConfig};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::import::PatchEmbeddings;
 
+use crate::events;
+
 pub use error::Error;
+pub use rope::Rotary;
 pub use tensor::Tensor;
 
 /// A decoder-only transformer. `W` is a weight matrix `[outputs, inputs]` as the runner's device holds it.
@@ -100,8 +104,8 @@ pub enum FeedForward {
 pub enum Positions {
     /// Rows `[max_positions, hidden]` added to the embedding.
     Learned(Vec<f32>),
-    /// Queries and keys are turned: radians a position, one a pair of a head's elements.
-    Rotary(Vec<f32>),
+    /// Queries and keys are turned.
+    Rotary(Rotary),
 }
 
 /// One layer.
@@ -174,16 +178,21 @@ impl<W: Send> Model<W> {
         place: &(dyn Fn(Tensor) -> Result<W, Error> + Sync),
     ) -> Result<Self, Error> {
         let patch = adapt::needed(config, patch)?;
-        let source = source::Source { checkpoint, config, patch, embeddings, place };
+        let source = source::Source { checkpoint, config, patch, embeddings, place, used: Mutex::default() };
         let loaders = rayon::ThreadPoolBuilder::new()
             .num_threads(available_parallelism().map_or(1, usize::from).min(MAX_LOADERS))
             .thread_name(|idx| format!("loader-{idx}"))
             .build()
             .map_err(|error| Error::Place(error.into()))?;
-        loaders.install(|| match config.family {
-            Family::Gpt2 => gpt2::load(&source),
-            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama::load(&source),
-        })
+        let model = loaders.install(|| match &config.rope {
+            // In GPT-2 alone.
+            None => gpt2::load(&source),
+            Some(rope) => llama::load(&source, rope),
+        })?;
+        if let unused @ [first, ..] = &*source.unused() {
+            events::weights_unused(first, unused.len());
+        }
+        Ok(model)
     }
 }
 

@@ -1,4 +1,7 @@
-use fused_checkpoint::{Checkpoint, ModelConfig};
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use fused_checkpoint::{Checkpoint, ModelConfig, TokenTensors};
 use fused_vocabulary::PatchVocabulary;
 use fused_vocabulary::embedding::Side;
 use fused_vocabulary::import::PatchEmbeddings;
@@ -15,6 +18,8 @@ pub(super) struct Source<'a, W> {
     /// The matrices of the adapted model, where they are not to be computed.
     pub(super) embeddings: Option<&'a PatchEmbeddings>,
     pub(super) place: &'a (dyn Fn(Tensor) -> Result<W, Error> + Sync),
+    /// Tensors that were asked for.
+    pub(super) used: Mutex<HashSet<String>>,
 }
 
 impl<W: Send> Source<'_, W> {
@@ -28,13 +33,34 @@ impl<W: Send> Source<'_, W> {
 
     /// A matrix `[rows, cols]` as stored.
     pub(super) fn matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Tensor, Error> {
-        let tensor = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
+        let tensor = self.stored(name, &[num_rows, num_cols])?;
         finite(name, Tensor::read(&tensor, num_rows, num_cols))
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<fused_checkpoint::Tensor<'_>, Error> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(self.checkpoint.tensor_with_shape(name, shape)?)
+    }
+
+    /// Tensors that nothing asked for, but for those with a row for each token, which may be stored twice or be replaced,
+    /// and for what older versions of transformers computed and saved.
+    pub(super) fn unused(&self) -> Vec<&str> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = self.config.family;
+        let is_expected = |name: &str| {
+            let computed = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
+            used.contains(name)
+                || name == family.head_tensor()
+                || name.ends_with(family.embedding_tensor())
+                || computed.iter().any(|computed| name.ends_with(computed))
+        };
+        let names = self.checkpoint.stored().into_iter().map(|stored| stored.name);
+        names.filter(|name| !is_expected(name)).collect()
     }
 
     /// A vector in f32.
     pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        let vector = self.checkpoint.tensor_with_shape(name, &[len])?.to_f32();
+        let vector = self.stored(name, &[len])?.to_f32();
         if vector.iter().all(|value| value.is_finite()) {
             Ok(vector)
         } else {
@@ -61,22 +87,17 @@ impl<W: Send> Source<'_, W> {
     /// What stands before the names of this checkpoint's tensors.
     pub(super) fn prefix(&self) -> &'static str {
         let family = self.config.family;
-        self.checkpoint.prefix(family.module_prefix(), family.embedding_tensor())
+        self.checkpoint.prefix(family.module_prefix())
     }
 
     /// Embedding and head on the device, adapted where there is a patch vocabulary; no head where it is tied.
     pub(super) fn embedding_and_head(&self) -> Result<(W, Option<W>), Error> {
-        let family = self.config.family;
-        let embedding = format!("{}{}", self.prefix(), family.embedding_tensor());
-        let head = family.head_tensor();
+        let TokenTensors { embedding, head } = self.checkpoint.token_tensors(self.config);
         let (num_rows, num_cols) = (self.config.vocab_size, self.config.hidden_size);
         let Some(patch) = self.patch else {
             let embedding = (self.place)(self.matrix(&embedding, num_rows, num_cols)?)?;
-            let head = match self.config.tie_word_embeddings {
-                true => None,
-                false => Some((self.place)(self.matrix(head, num_rows, num_cols)?)?),
-            };
-            return Ok((embedding, head));
+            let head = head.map(|head| (self.place)(self.matrix(&head, num_rows, num_cols)?));
+            return Ok((embedding, head.transpose()?));
         };
         if let Some(PatchEmbeddings { input, output }) = self.embeddings {
             let head = (self.place)(adapt::pickled(output, "output", patch, num_cols)?)?;
@@ -84,11 +105,10 @@ impl<W: Send> Source<'_, W> {
         }
         // The two differ from here on, tied or not: n-tokens lean on their last token in one, on their first in the other.
         let adapted = |name: &str, side| {
-            let stored = self.checkpoint.tensor_with_shape(name, &[num_rows, num_cols])?;
+            let stored = self.stored(name, &[num_rows, num_cols])?;
             finite(name, adapt::matrix(stored, patch, side)?)
         };
-        let stored_head = if self.config.tie_word_embeddings { &embedding } else { head };
-        let head = (self.place)(adapted(stored_head, Side::Output)?)?;
+        let head = (self.place)(adapted(head.as_ref().unwrap_or(&embedding), Side::Output)?)?;
         Ok(((self.place)(adapted(&embedding, Side::Input)?)?, Some(head)))
     }
 
@@ -113,7 +133,7 @@ impl Shape {
             num_heads: config.num_heads,
             num_kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
-            max_positions: config.max_position_embeddings,
+            max_positions: config.max_positions,
             norm_eps: narrow(config.norm_eps),
             activation: config.activation,
             feed_forward,

@@ -107,6 +107,15 @@ impl Tensor {
         Self { num_rows, num_cols, data }
     }
 
+    /// Rows in another order: row `i` is what row `order[i]` was.
+    pub(super) fn rows_in(&self, order: &[usize]) -> Self {
+        fn pick<T: Copy>(elements: &[T], order: &[usize], num_cols: usize) -> Vec<T> {
+            order.iter().flat_map(|&row| &elements[row * num_cols..][..num_cols]).copied().collect()
+        }
+        let data = map_data!(&self.data, elements => pick(elements, order, self.num_cols));
+        Self { num_rows: order.len(), num_cols: self.num_cols, data }
+    }
+
     /// The rows of one after the other's, which has as many columns. Where the precisions differ, all become f32.
     pub(super) fn stacked(mut self, below: Self) -> Self {
         debug_assert_eq!(self.num_cols, below.num_cols, "stacked tensors have as many columns");

@@ -143,6 +143,36 @@ fn every_family_loads_and_a_tensor_that_does_not_fit_is_named() {
     }
 }
 
+#[test]
+fn what_the_configuration_does_not_speak_of_is_found() {
+    let unused = |name: &str, change: &dyn Fn(&mut ModelConfig)| -> Vec<String> {
+        let (checkpoint, mut config) = open(name);
+        change(&mut config);
+        let source = source::Source {
+            checkpoint: &checkpoint,
+            config: &config,
+            patch: None,
+            embeddings: None,
+            place: &Ok,
+            used: Mutex::default(),
+        };
+        match &config.rope {
+            None => gpt2::load(&source).unwrap(),
+            Some(rope) => llama::load(&source, rope).unwrap(),
+        };
+        source.unused().into_iter().map(str::to_owned).collect()
+    };
+    // One with masks, one with both names of a matrix.
+    for name in ["tiny-gpt2", "tiny-llama-bias", "tiny-one-head", "tiny-other-head"] {
+        assert_eq!(unused(name, &|_| {}), [""; 0], "{name}");
+    }
+    let mut biases = unused("tiny-llama-bias", &|config| config.qkv_bias = false);
+    biases.sort();
+    assert_eq!((biases.len(), &*biases[0]), (6, "model.layers.0.self_attn.k_proj.bias"));
+    let layers = unused("tiny-linear", &|config| config.num_layers = 1);
+    assert!(layers.len() == 9 && layers.iter().all(|name| name.starts_with("model.layers.1.")), "{layers:?}");
+}
+
 fn cause(error: Error) -> String {
     std::error::Error::source(&error).unwrap().to_string()
 }

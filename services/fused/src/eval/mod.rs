@@ -83,9 +83,9 @@ fn label(files: &ModelFiles, patch_name: Option<&str>) -> String {
 
 /// The same for all models, so that they are measured alike.
 fn windows(command: &Eval, models: &[Model]) -> anyhow::Result<Windows> {
-    let shortest = models.iter().min_by_key(|model| model.config.max_position_embeddings);
+    let shortest = models.iter().min_by_key(|model| model.config.max_positions);
     let Some(shortest) = shortest else { bail!("no --model") };
-    let most = shortest.config.max_position_embeddings;
+    let most = shortest.config.max_positions;
     let context = command.context.unwrap_or(most.min(MAX_DEFAULT_CONTEXT));
     if context > most {
         bail!("--context {context} is over the {most} tokens that model {} was made for", shortest.label);

@@ -9,7 +9,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::windows::Windows;
 use crate::cli::Documents;
-use crate::model as models;
 
 /// A model to be measured.
 pub(super) struct Model {
@@ -52,7 +51,8 @@ impl Model {
         order: Documents,
         windows: Windows,
     ) -> anyhow::Result<Measured> {
-        let vocabulary = Vocabulary::load(&models::tokenizer_json(&self.files)?, self.patch.clone())?;
+        let vocabulary =
+            Vocabulary::load(&fused_adaptation::tokenizer_json(&self.files)?, self.patch.clone())?;
         let encoded = self.encode(documents, order, &vocabulary)?;
         drop(vocabulary);
         let windows_of_texts: Vec<_> = encoded.texts.iter().flat_map(|text| windows.of(text)).collect();

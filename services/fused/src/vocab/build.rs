@@ -101,7 +101,7 @@ fn base_tokenizer(command: &VocabBuild) -> anyhow::Result<Vec<u8>> {
     match command.tokenizer.as_deref() {
         None => {
             let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
-            Ok(model::tokenizer_json(&files)?.to_vec())
+            Ok(fused_adaptation::tokenizer_json(&files)?)
         }
         Some(path) if Path::new(path).is_file() => {
             std::fs::read(path).with_context(|| format!("--tokenizer {path}"))
@@ -109,7 +109,7 @@ fn base_tokenizer(command: &VocabBuild) -> anyhow::Result<Vec<u8>> {
         Some(dir_or_id) => {
             let files = ModelFiles::resolve(dir_or_id, Wanted::NoWeights);
             let files = files.with_context(|| format!("--tokenizer {dir_or_id}"))?;
-            Ok(model::tokenizer_json(&files)?.to_vec())
+            Ok(fused_adaptation::tokenizer_json(&files)?)
         }
     }
 }

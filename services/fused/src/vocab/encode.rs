@@ -23,7 +23,7 @@ pub(super) fn run(command: &VocabEncode) -> anyhow::Result<()> {
     let start = Instant::now();
     let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
     let patch = model::patch(command.patch_vocabulary.as_deref(), &files)?;
-    let vocabulary = Vocabulary::load(&model::tokenizer_json(&files)?, patch)?;
+    let vocabulary = Vocabulary::load(&fused_adaptation::tokenizer_json(&files)?, patch)?;
     let separator = separator(command, &files, &vocabulary)?;
     let corpus = Corpus::open(&command.corpus.corpus, command.corpus.field.as_deref()).context("--corpus")?;
     let interrupt = Interrupt::listen()?;

@@ -16,7 +16,9 @@ pub(crate) fn run(command: &VocabImport) -> anyhow::Result<()> {
     let tokenizer = command
         .model
         .as_deref()
-        .map(|model| model::tokenizer_json(&model::files(Some(model), Wanted::NoWeights)?))
+        .map(|model| -> anyhow::Result<_> {
+            Ok(fused_adaptation::tokenizer_json(&model::files(Some(model), Wanted::NoWeights)?)?)
+        })
         .transpose()?;
     let Imported { patch, tokenizer_json, report } = import(&files.artefacts(), tokenizer.as_deref())
         .with_context(|| command.artefacts.display().to_string())?;

@@ -22,6 +22,8 @@ pub(crate) struct Model {
     pub(crate) name: String,
     /// Prompt and output tokens together.
     pub(crate) max_model_len: usize,
+    /// Rows of its embedding; some have more than there are tokens.
+    pub(crate) vocab_size: usize,
     /// What the engine says of it, passed on unread.
     pub(crate) info: ModelInfo,
 }
@@ -95,7 +97,8 @@ impl Kind for Engine {
             )));
         }
         let name = self.model_name.clone().unwrap_or_else(|| info.id().to_owned());
-        Ok(Model { name, max_model_len: info.max_model_len() as usize, info })
+        let (max_model_len, vocab_size) = (info.max_model_len() as usize, info.vocab_size() as usize);
+        Ok(Model { name, max_model_len, vocab_size, info })
     }
 
     fn replica_changed(&self, name: &str, fault: Option<&Fault>) {

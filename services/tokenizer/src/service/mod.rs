@@ -60,6 +60,7 @@ impl TextService {
         let model = self.model(request.model.as_deref())?;
         let with_texts = request.return_token_texts();
         let prompt = requests::prompt(request.prompt)?;
+        self.core.check_prompt(&model, &prompt)?;
         let (prompt, _memory) = self.core.encoder.whole(&self.core.pool, prompt).await?;
         let pieces = TokenPieces::new(&self.core, prompt, with_texts, model.info.max_model_len);
         let num_bytes = pieces.num_message_bytes();
@@ -93,13 +94,9 @@ impl TextService {
 
     async fn detokenize(&self, request: DetokenizeRequest) -> Result<DetokenizeResponse> {
         let _guard = self.admit()?;
-        self.model(request.model.as_deref())?;
+        let model = self.model(request.model.as_deref())?;
         let ids: Vec<_> = request.token_ids.iter().copied().map(TokenId).collect();
-        let vocab_size = self.core.vocabulary.vocab_size();
-        if let Some(id) = ids.iter().find(|id| id.row() >= vocab_size) {
-            let message = format!("token id {id} is out of range: the vocabulary has {vocab_size} tokens");
-            return Err(Error::invalid("tokens", message));
-        }
+        self.core.check_ids(&model, "tokens", &ids)?;
         let num_bytes = ids.iter().map(|id| self.core.vocabulary.token_bytes(*id).len()).sum::<usize>();
         if num_bytes > MAX_TEXT_BYTES {
             let message =

@@ -23,6 +23,9 @@ use tonic::{Request, Response, Status, Streaming};
 use fused_lifecycle::Lifecycle;
 use fused_transport::{Limits, Replica};
 
+/// Rows of the model's embedding: more than the vocabulary has tokens.
+pub(super) const VOCAB_SIZE: u32 = 9984;
+
 /// One answer.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
@@ -194,6 +197,7 @@ impl Engine for Service {
             id: Some("demo".to_owned()),
             vocabulary_fingerprint: Some(self.fingerprint.borrow().clone()),
             max_model_len: Some(self.max_model_len),
+            vocab_size: Some(VOCAB_SIZE),
             ..ModelInfo::default()
         }))
     }

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tonic::Streaming;
 use tonic::service::Routes;
 
-use self::fake_engine::{FakeEngine, Seen, Step, logprobs};
+use self::fake_engine::{FakeEngine, Seen, Step, VOCAB_SIZE, logprobs};
 use crate::{Config, Readiness, Tokenizer};
 
 /// The demo model's vocabulary with its patch.
@@ -548,7 +548,7 @@ async fn bad_requests_are_refused_by_field() {
         (GenerateRequest { model, ..text("x") }, Code::ModelNotFound, "model"),
         (GenerateRequest::default(), Code::InvalidArgument, "prompt"),
         (ids_prompt(Vec::new()), Code::InvalidArgument, "prompt"),
-        (ids_prompt(vec![8192]), Code::InvalidArgument, "prompt"),
+        (ids_prompt(vec![VOCAB_SIZE]), Code::InvalidArgument, "prompt"),
         (ids_prompt(vec![1; 1025]), Code::ContextLengthExceeded, "prompt"),
         (text(&long), Code::ContextLengthExceeded, "prompt"),
         (text(&huge), Code::ContextLengthExceeded, "prompt"),
@@ -664,7 +664,11 @@ async fn tokenizing_detokenizing_rendering_and_the_model() {
 
     let request = DetokenizeRequest { token_ids: tokenized.token_ids, ..DetokenizeRequest::default() };
     assert_eq!(client.detokenize(request).await.unwrap().into_inner().text(), prompt);
-    let unknown = DetokenizeRequest { token_ids: vec![9999], ..DetokenizeRequest::default() };
+    // Of a row that only pads the embedding.
+    let token_ids = [ids("tar"), vec![VOCAB_SIZE - 1]].concat();
+    let request = DetokenizeRequest { token_ids, ..DetokenizeRequest::default() };
+    assert_eq!(client.detokenize(request).await.unwrap().into_inner().text(), "tar");
+    let unknown = DetokenizeRequest { token_ids: vec![VOCAB_SIZE], ..DetokenizeRequest::default() };
     assert_eq!(Error::from(client.detokenize(unknown).await.unwrap_err()).param(), Some("tokens"));
 
     let messages_json = vec![r#"{"role": "user", "content": "tar"}"#.to_owned()];

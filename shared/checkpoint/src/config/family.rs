@@ -55,9 +55,21 @@ impl Family {
         "lm_head.weight"
     }
 
+    /// Whether transformers calls its language model so.
+    fn has_class(self, class: &str) -> bool {
+        let name = class.strip_suffix("ForCausalLM").or_else(|| class.strip_suffix("LMHeadModel"));
+        name.is_some_and(|name| name.eq_ignore_ascii_case(self.model_type()))
+    }
+
     pub(super) fn parse(keys: &Keys<'_>) -> Result<Self, Problem> {
         let key = "model_type";
-        let found = keys.text(key)?.ok_or_else(|| Problem::missing(key))?;
+        let Some(found) = keys.text(key)? else {
+            // Some files name the class alone.
+            let classes = keys.texts("architectures")?.unwrap_or_default();
+            let family =
+                Self::ALL.into_iter().find(|family| classes.iter().any(|class| family.has_class(class)));
+            return family.ok_or_else(|| Problem::missing(key));
+        };
         let known = Self::ALL.map(Self::model_type).join(", ");
         let family = Self::ALL.into_iter().find(|family| family.model_type() == found);
         family.ok_or_else(|| Problem::unsupported(key, found, &known))

@@ -26,26 +26,49 @@ impl Problem {
 
 /// Reads values out of a JSON object so that every complaint names its key. `null` counts as absent, as transformers
 /// writes it for what it calls `None`.
+#[derive(Default)]
 pub(super) struct Keys<'a> {
-    map: &'a Map<String, Value>,
+    map: Option<&'a Map<String, Value>>,
     prefix: String,
 }
 
 impl<'a> Keys<'a> {
     pub(super) fn new(map: &'a Map<String, Value>) -> Self {
-        Self { map, prefix: String::new() }
+        Self { map: Some(map), prefix: String::new() }
+    }
+
+    /// Whether there is no key at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.is_none_or(Map::is_empty)
+    }
+
+    /// Whether another object says the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.map == other.map
     }
 
     /// Whether the key is there, `null` included.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.map.contains_key(key)
+        self.map.is_some_and(|map| map.contains_key(key))
+    }
+
+    /// Whether the key has a value.
+    pub(super) fn is_given(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// Whether the key's value is an object that says something.
+    pub(super) fn is_object(&self, key: &str) -> bool {
+        self.value(key).and_then(Value::as_object).is_some_and(|map| !map.is_empty())
     }
 
     /// The keys of an object inside this one.
     pub(super) fn object(&self, key: &str) -> Result<Option<Keys<'a>>, Problem> {
         match self.value(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Keys { map, prefix: format!("{}{key}.", self.prefix) })),
+            Some(Value::Object(map)) => {
+                Ok(Some(Keys { map: Some(map), prefix: format!("{}{key}.", self.prefix) }))
+            }
             Some(other) => Err(self.wrong(key, other, "an object")),
         }
     }
@@ -103,6 +126,15 @@ impl<'a> Keys<'a> {
         self.real(key, range)?.ok_or_else(|| Problem::missing(&self.full(key)))
     }
 
+    pub(super) fn required_reals(&self, key: &str, range: RangeInclusive<f64>) -> Result<Vec<f64>, Problem> {
+        let value = self.value(key).ok_or_else(|| Problem::missing(&self.full(key)))?;
+        let in_range = |real: &Value| real.as_f64().filter(|real| range.contains(real));
+        let reals = value.as_array().and_then(|list| list.iter().map(in_range).collect());
+        reals.ok_or_else(|| {
+            self.wrong(key, value, format!("a list of numbers from {} to {}", range.start(), range.end()))
+        })
+    }
+
     /// One token id or a list of them; empty where there is none.
     pub(super) fn token_ids(&self, key: &str, vocab_size: usize) -> Result<Vec<u32>, Problem> {
         let Some(value) = self.value(key) else { return Ok(Vec::new()) };
@@ -121,7 +153,7 @@ impl<'a> Keys<'a> {
     }
 
     fn value(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
+        self.map?.get(key).filter(|value| !value.is_null())
     }
 
     fn wrong(&self, key: &str, found: &Value, expected: impl Display) -> Problem {

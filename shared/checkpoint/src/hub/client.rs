@@ -59,6 +59,10 @@ enum Follow {
 }
 
 impl Listing {
+    pub(super) fn names(&self) -> Vec<String> {
+        self.siblings.iter().map(|sibling| sibling.name.clone()).collect()
+    }
+
     pub(super) fn has(&self, file: &str) -> bool {
         self.siblings.iter().any(|sibling| sibling.name == file)
     }

@@ -19,7 +19,7 @@ use self::id::HubId;
 use crate::files::Wanted;
 use crate::files::plain_name;
 use crate::weights::{INDEX_FILE, ShardIndex, WEIGHTS_FILE};
-use crate::{Error, ModelFiles, Result};
+use crate::{Error, ModelFiles, Result, foreign};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// How long another process that downloads the same file may bring nothing.
@@ -107,7 +107,7 @@ impl Hub {
             let url = client.file_url(&id, &listing.commit, file);
             self.fetch(&client, &cache, &url, &listing.commit, file).map_err(|cause| error(file, cause))
         };
-        for file in FILES.into_iter().filter(|file| listing.has(file)) {
+        for file in FILES.into_iter().chain(foreign::marks()).filter(|file| listing.has(file)) {
             fetch(file)?;
         }
         if wanted == Wanted::NoWeights {
@@ -117,14 +117,15 @@ impl Hub {
         } else if listing.has(INDEX_FILE) {
             fetch(INDEX_FILE)?;
             let index = ModelFiles::named(model.to_owned(), dir.clone())?.require(INDEX_FILE)?;
+            // One that the index names and the hub lacks may be needed by nobody.
             for shard in ShardIndex::parse(model, &index)?.shards(model)? {
-                fetch(shard)?;
+                plain_name(model, shard)?;
+                if listing.has(shard) {
+                    fetch(shard)?;
+                }
             }
         } else {
-            return Err(Error::MissingFile {
-                model: model.to_owned(),
-                file: format!("{WEIGHTS_FILE} (or {INDEX_FILE})"),
-            });
+            return Err(foreign::no_weights(model, &listing.names()));
         }
         // Last, so that only a whole model is found by its revision's name when the hub cannot be asked.
         if let Err(cause) = cache.note(&id.revision, &listing.commit) {

@@ -89,7 +89,7 @@ fn a_model_whose_weights_are_not_safetensors_or_whose_index_leads_away_is_refuse
     let cache = TempDir::new().unwrap();
     let (endpoint, _seen) = serve(files.clone());
     let error = hub(&endpoint, &cache).download("org/tiny", Wanted::Everything).unwrap_err();
-    assert!(matches!(error, Error::MissingFile { .. }), "{error}");
+    assert!(matches!(error, Error::Foreign { .. }), "{error}");
 
     files.insert(INDEX_FILE, br#"{"weight_map":{"a":"../../../1.safetensors"}}"#.to_vec());
     let cache = TempDir::new().unwrap();

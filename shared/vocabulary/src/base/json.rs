@@ -26,6 +26,14 @@ impl TokenizerJson {
         &self.0
     }
 
+    pub(crate) fn add_tokens(&mut self, tokens: impl Iterator<Item = Value>) {
+        if let Some(json) = self.0.as_object_mut()
+            && let Value::Array(added) = json.entry("added_tokens").or_insert(Value::Array(Vec::new()))
+        {
+            added.extend(tokens);
+        }
+    }
+
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
         super::growth::check(&self.0)?;
         Tokenizer::deserialize(&self.0).map_err(|error| Error::Tokenizer(error.into()))

@@ -89,8 +89,8 @@ impl BaseTokenizer {
             tokens[*id as usize] = BaseToken { bytes: start..bytes.len(), kind };
         }
         Ok(Self {
+            pieces: PieceEncoder::from_json(json, &tokenizer),
             tokenizer,
-            pieces: PieceEncoder::from_json(json),
             hash: fingerprint::of_tokenizer(json.value()),
             leading: decoding.leading,
             tokens,

@@ -35,7 +35,7 @@ struct AddedTokens {
 
 impl PieceEncoder {
     /// Nothing for a tokenizer that is left to the `tokenizers` crate.
-    pub(super) fn from_json(json: &TokenizerJson) -> Option<Self> {
+    pub(super) fn from_json(json: &TokenizerJson, tokenizer: &Tokenizer) -> Option<Self> {
         let normalizer = json.value().get("normalizer").filter(|normalizer| !normalizer.is_null());
         if normalizer.is_some_and(|normalizer| normalizer.get("type").and_then(Value::as_str) != Some("NFC"))
         {
@@ -43,7 +43,7 @@ impl PieceEncoder {
         }
         Some(Self {
             bpe: ByteLevelBpe::from_json(json)?,
-            added: AddedTokens::from_json(json)?,
+            added: AddedTokens::from_json(json, tokenizer)?,
             normalizes: normalizer.is_some(),
         })
     }
@@ -143,8 +143,9 @@ fn stands_alone(char: char) -> bool {
 }
 
 impl AddedTokens {
-    /// Nothing where a token has a property that is not known here.
-    fn from_json(json: &TokenizerJson) -> Option<Self> {
+    /// Nothing where a token has a property that is not known here. Their ids are those that the crate gives them: it
+    /// numbers on from the last one, whatever the file says.
+    fn from_json(json: &TokenizerJson, tokenizer: &Tokenizer) -> Option<Self> {
         let none = Vec::new();
         let tokens = match json.value().get("added_tokens") {
             None | Some(Value::Null) => &none,
@@ -159,7 +160,7 @@ impl AddedTokens {
             let text = token.get("content")?.as_str()?;
             if !text.is_empty() {
                 texts.push(text);
-                ids.push(TokenId(u32::try_from(token.get("id")?.as_u64()?).ok()?));
+                ids.push(TokenId(tokenizer.token_to_id(text)?));
             }
         }
         let matcher = match texts.is_empty() {

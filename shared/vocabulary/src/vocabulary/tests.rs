@@ -112,6 +112,22 @@ fn published_tokenizers_decode_as_the_oracle() {
     }
 }
 
+/// The `tokenizers` crate numbers added tokens on, whatever ids the file gives them; both ways of encoding mean the same.
+#[test]
+fn an_added_token_behind_a_gap_has_one_id() {
+    let mut json: serde_json::Value = serde_json::from_slice(&demo_json()).unwrap();
+    let added = serde_json::json!({"id": 9000, "content": "<gap>", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": false});
+    json["added_tokens"].as_array_mut().unwrap().push(added);
+    let vocabulary = Vocabulary::load(json.to_string().as_bytes(), None).unwrap();
+    assert!(vocabulary.base.is_fast());
+    let ids = vocabulary.encode("x<gap>y", SpecialTokens::Omit).unwrap().ids;
+    assert_eq!(ids[1], TokenId(8192));
+    let oracle = vocabulary.base.oracle().encode("x<gap>y", false).unwrap();
+    assert_eq!(ids.iter().map(|id| id.0).collect::<Vec<_>>(), oracle.get_ids());
+    assert_eq!(vocabulary.decode(&ids, SpecialText::Keep), "x<gap>y");
+}
+
 #[test]
 fn metaspace_decoders_drop_the_first_tokens_space() {
     let metaspace = r#""pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},

@@ -7,7 +7,7 @@ use fused_virtual_memory::{LinuxMemory, Pinned};
 use super::batch::{Batch, Error, num_wanted};
 use super::scratch::Scratch;
 use crate::kv::{KvCache, KvLayout};
-use crate::model::{FeedForward, Layer, Linear, Model, Norm, Positions, Shape};
+use crate::model::{FeedForward, Layer, Linear, Model, Norm, Positions, Rotary, Shape};
 use crate::runner::SequenceStep;
 
 /// Runs the batch through all layers: keys and values into the slots, the residual stream of the rows that outputs are
@@ -63,11 +63,10 @@ fn embed(model: &Model<Matrix>, batch: &Batch<'_>, scratch: &mut Scratch) {
             add_assign(row, &rows[position * width..][..width]);
         }
     }
-    if let Positions::Rotary(frequencies) = &model.positions {
-        for ((_, position), angles) in
-            batch.rows().zip(scratch.angles.chunks_exact_mut(2 * frequencies.len()))
-        {
-            rope_angles(frequencies, position, angles);
+    if let Positions::Rotary(Rotary { frequencies, scale, .. }) = &model.positions {
+        let rows = scratch.angles.chunks_exact_mut(model.shape.head_dim);
+        for ((_, position), angles) in batch.rows().zip(rows) {
+            rope_angles(frequencies, *scale, position, angles);
         }
     }
 }

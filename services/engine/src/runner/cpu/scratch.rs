@@ -30,7 +30,7 @@ impl Scratch {
     pub(super) fn resize(&mut self, shape: &Shape, positions: &Positions, num_rows: usize) {
         let angles_width = match positions {
             Positions::Learned(_) => 0,
-            Positions::Rotary(frequencies) => 2 * frequencies.len(),
+            Positions::Rotary(_) => shape.head_dim,
         };
         self.angles.resize(num_rows * angles_width, 0.0);
         self.hidden.resize(num_rows * shape.hidden_size, 0.0);

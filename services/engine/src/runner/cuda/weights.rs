@@ -7,7 +7,7 @@ use fused_kernels::cuda::HeadShape;
 use half::{bf16, f16};
 
 use super::in_turn::InTurn;
-use crate::model::{Layer, Linear, Model, Norm, Positions, Shape, Tensor};
+use crate::model::{Layer, Linear, Model, Norm, Positions, Rotary, Shape, Tensor};
 
 /// A weight matrix `[outputs, inputs]` on the device.
 #[derive(Debug)]
@@ -193,10 +193,10 @@ impl Weights {
         let shape = model.shape;
         let (learned, angles) = match &model.positions {
             Positions::Learned(rows) => (Some(vector(gpu, rows)?), None),
-            Positions::Rotary(frequencies) => {
-                let mut angles = vec![0.0; shape.max_positions * shape.head_dim];
+            Positions::Rotary(Rotary { frequencies, scale, num_positions }) => {
+                let mut angles = vec![0.0; num_positions * shape.head_dim];
                 for (position, angles) in angles.chunks_exact_mut(shape.head_dim).enumerate() {
-                    fused_kernels::rope_angles(frequencies, position, angles);
+                    fused_kernels::rope_angles(frequencies, *scale, position, angles);
                 }
                 (None, Some(vector(gpu, &angles)?))
             }

@@ -149,6 +149,6 @@ impl Started {
 }
 
 fn max_model_len(settings: &Settings, files: &ModelFiles) -> anyhow::Result<usize> {
-    let of_model = ModelConfig::parse(files)?.max_position_embeddings;
+    let of_model = ModelConfig::parse(files)?.max_positions;
     Ok(settings.max_model_len.map_or(of_model, |len| len.min(of_model)))
 }

@@ -35,7 +35,7 @@ fn measure(command: &VocabReport) -> anyhow::Result<(String, Report)> {
     let inputs = command.text.iter().cloned().chain(command.patch_vocabulary.as_deref().map(PathBuf::from));
     whole_files::check(&[Some(&command.out), command.json.as_ref()], inputs)?;
     let files = model::files(command.model.as_deref(), Wanted::NoWeights)?;
-    let comparison = Comparison::load(&model::tokenizer_json(&files)?, patch(command, &files)?)?;
+    let comparison = Comparison::load(&fused_adaptation::tokenizer_json(&files)?, patch(command, &files)?)?;
     let documents = Corpus::open(&command.text, command.field.as_deref()).context("--text")?.into_documents();
     let report = comparison.measure(documents, command.example).context("--text")?;
     ensure!(report.num_base_tokens > 0, "--text: there is no document in it");

@@ -122,7 +122,7 @@ fn a_model_adapted_by_the_reference_writes_what_it_writes_there() {
             ("exp_emb", &vocabulary, new_bos, Some(&patch), Some(&exp)),
             ("mean_emb", &vocabulary, new_bos, Some(&patch), Some(&mean)),
         ] {
-            let mut machine = Machine::load(&files, patch, embeddings);
+            let mut machine = Machine::load(&files, patch, embeddings, None);
             for case in json["cases"].as_array().unwrap().iter().filter(|case| case["method"] == method) {
                 num_tokens += check_case(case, vocabulary, bos, &mut machine);
                 num_prompts += 1;
