@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::environment::environment;
 use super::refusal;
+use super::rewrite::rewrite;
 
 /// The argument with which a program is told to be [`render_chat_template`].
 pub const RENDER_COMMAND: &str = "render-chat-template";
@@ -103,7 +104,7 @@ pub fn answer_render_job(job: &[u8]) -> io::Result<Vec<u8>> {
 
 fn answer(job: &[u8]) -> io::Result<Answer> {
     let job: Job<String> = serde_json::from_slice(job)?;
-    Ok(match environment().render_str(&job.template, job.context) {
+    Ok(match environment().render_str(&rewrite(&job.template), job.context) {
         Ok(text) => Answer::Text(text),
         Err(error) => Answer::Refusal(refusal(&error)),
     })

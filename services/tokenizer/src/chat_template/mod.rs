@@ -4,13 +4,21 @@
 //! still do; a request's own one, where the server allows it, is rendered by a process of its own, whose memory and
 //! time the operating system bounds.
 
+mod arguments;
 mod conversation;
 mod deep_stack;
 mod environment;
+mod filters;
 mod isolated;
 mod methods;
+mod operators;
+mod repr;
+mod rewrite;
 mod source;
+mod text_methods;
 mod tojson;
+mod tokens;
+mod value_tests;
 
 use std::path::PathBuf;
 
@@ -21,6 +29,7 @@ pub(crate) use conversation::{ChatRequest, Conversation};
 use deep_stack::on_deep_stack;
 use environment::environment;
 pub use isolated::{RENDER_COMMAND, answer_render_job, render_chat_template};
+use rewrite::rewrite;
 use source::check_source;
 
 use crate::events;
@@ -118,8 +127,8 @@ fn add_template(
         return Err(minijinja::Error::new(ErrorKind::SyntaxError, problem));
     }
     check_source(template)?;
-    let (name, template) = (name.to_owned(), template.to_owned());
-    on_deep_stack(|| environment.add_template_owned(name, template)).unwrap_or_else(|error| {
+    let name = name.to_owned();
+    on_deep_stack(|| environment.add_template_owned(name, rewrite(template))).unwrap_or_else(|error| {
         let problem = "there is no thread to read it on";
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, problem).with_source(error))
     })
