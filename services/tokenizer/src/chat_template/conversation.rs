@@ -33,7 +33,7 @@ pub(crate) struct Conversation {
 
 /// What stands behind a text that is to be continued while it is rendered: wherever the template puts the text, the
 /// prompt ends there. Behind it a space, which goes where the template trims the text.
-const END_MARK: &str = "\u{f8ff}the text goes on here\u{f8ff}";
+const END_MARK: &str = "THE_TEXT_GOES_ON_HERE_7F3A91C2";
 
 impl TryFrom<ChatRequest> for Conversation {
     type Error = Error;
@@ -103,6 +103,10 @@ impl Conversation {
         // A template that trims would have taken the spaces before the mark, too.
         if !keeps_spaces {
             text.truncate(text.trim_end().len());
+        }
+        // A template may write a message twice.
+        if text.contains(END_MARK) {
+            text = text.replace(&format!("{END_MARK} "), "").replace(END_MARK, "");
         }
         Ok(text)
     }

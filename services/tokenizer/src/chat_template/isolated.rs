@@ -115,9 +115,11 @@ fn answer(job: &[u8]) -> io::Result<Answer> {
 fn render_here(job: &Job<String>) -> Result<String, minijinja::Error> {
     let (environment, source) = (environment(), rewrite(&job.template));
     let template = environment.template_from_str(&source)?;
+    // Each try costs as much as the request may: only what it needs is tried.
     let is_there = |role: &str| {
-        messages_of(&job.context)
-            .any(|message| message.get_attr("role").is_ok_and(|other| other.as_str() == Some(role)))
+        role == "user"
+            || messages_of(&job.context)
+                .any(|message| message.get_attr("role").is_ok_and(|other| other.as_str() == Some(role)))
     };
     let forms = ContentForms::of_template(&template, &job.context, is_there);
     template.render(shape_contents(&job.context, &forms))

@@ -29,18 +29,24 @@ pub(super) fn message(field: &str, message: &Value) -> Result<Value> {
         };
         fields.push((name, value));
     }
-    let mut add = |name: &str, value: &Value| {
-        if !fields.iter().any(|(other, _)| other == name) {
-            fields.push((name.to_owned(), value.clone()));
-        }
-    };
-    add("content", &Value::from(""));
-    let reasoning = REASONING.iter().filter_map(|name| message.get_attr(name).ok());
-    if let Some(reasoning) = reasoning.into_iter().find(|value| !value.is_undefined() && !value.is_none()) {
-        add("thinking", &reasoning);
-        add("reasoning_content", &reasoning);
+    if !fields.iter().any(|(name, _)| name == "content") {
+        fields.push(("content".to_owned(), Value::from("")));
     }
+    alias_reasoning(&mut fields);
     Ok(Value::from_pairs(fields))
+}
+
+/// Puts a reasoning under the names by which templates read it, in the places where transformers puts them.
+fn alias_reasoning(fields: &mut Vec<(String, Value)>) {
+    let find = |wanted: &str| fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+    let Some(reasoning) = REASONING.iter().find_map(|name| find(name)) else { return };
+    let thinking = find("thinking").unwrap_or_else(|| reasoning.clone());
+    fields.retain(|(name, _)| name != "thinking");
+    fields.insert(0, ("thinking".to_owned(), thinking));
+    match fields.iter_mut().find(|(name, _)| name == "reasoning_content") {
+        Some((_, value)) => *value = reasoning,
+        None => fields.push(("reasoning_content".to_owned(), reasoning)),
+    }
 }
 
 pub(super) fn entries(map: &Value) -> impl Iterator<Item = (String, Value)> {

@@ -173,4 +173,6 @@ fn refusal(error: &minijinja::Error) -> String {
 }
 
 #[cfg(test)]
+mod parity;
+#[cfg(test)]
 mod tests;

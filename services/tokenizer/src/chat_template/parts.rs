@@ -17,8 +17,8 @@ pub(super) enum ContentForm {
     Parts,
 }
 
-/// The roles that are tried; a template that knows others treats them as texts.
-const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+/// The roles that are tried; others are taken to be treated as the first.
+const ROLES: [&str; 5] = ["user", "system", "developer", "assistant", "tool"];
 /// What is looked for in what a template makes of a content.
 const FIRST: &str = "first-part";
 const SECOND: &str = "second-part";
@@ -34,12 +34,16 @@ impl ContentForms {
         context: &Value,
         wanted: impl Fn(&str) -> bool,
     ) -> Self {
-        Self(ROLES.map(|role| if wanted(role) { form(template, context, role) } else { ContentForm::Text }))
+        Self(
+            ROLES.map(
+                |role| if wanted(role) { form(template, context, role) } else { ContentForm::default() },
+            ),
+        )
     }
 
     pub(super) fn of(&self, role: &str) -> ContentForm {
-        let idx = ROLES.iter().position(|known| *known == role);
-        idx.and_then(|idx| self.0.get(idx)).copied().unwrap_or(ContentForm::Text)
+        let idx = ROLES.iter().position(|known| *known == role).unwrap_or(0);
+        self.0.get(idx).copied().unwrap_or_default()
     }
 }
 
@@ -52,7 +56,7 @@ fn form(template: &Template<'_, '_>, context: &Value, role: &str) -> ContentForm
     let of_list = written(Value::from(vec![part(FIRST), part(SECOND)]));
     let of_text = written(Value::from(FIRST));
     // A list that is written out as one shows its keys.
-    let num_keys = |text: &str| text.matches("'type'").count() + text.matches("\"type\"").count();
+    let num_keys = |written: &str| written.matches("text").count();
     match (of_list.contains(FIRST), of_text.contains(FIRST)) {
         (true, true) if num_keys(&of_list) <= num_keys(&of_text) => ContentForm::Any,
         (true, false) => ContentForm::Parts,

@@ -35,9 +35,14 @@ fn rewrite_tag(source: &str, out: &mut String) -> Option<usize> {
         out.push_str(source);
         return None;
     };
-    if let Some(end) = raw_end(source, &tokens, end) {
+    if let Some(raw_end) = raw_end(source, &tokens, end) {
         out.push_str(&source[..end]);
-        return Some(end);
+        // Jinja2 keeps the line feed behind the tag; the engine drops one.
+        if source[end..].starts_with('\n') && !source[..end].ends_with("-%}") {
+            out.push('\n');
+        }
+        out.push_str(&source[end..raw_end]);
+        return Some(raw_end);
     }
     let opening = 2 + usize::from(source[2..].starts_with(['-', '+']));
     out.push_str(&source[..opening]);

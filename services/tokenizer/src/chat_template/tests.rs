@@ -128,7 +128,7 @@ fn a_field_that_is_null_is_not_there_and_a_content_always_is() {
     assert_eq!(field(json!({"role": "assistant", "tool_calls": null})), "role content:");
     assert_eq!(
         field(json!({"role": "critic", "content": "a", "name": "n", "reasoning": "r"})),
-        "role content name reasoning thinking reasoning_content:a"
+        "thinking role content name reasoning reasoning_content:a"
     );
 }
 
@@ -182,8 +182,9 @@ fn the_final_message_can_be_continued() {
     assert!(render("nothing", continued("Sure")).is_err());
     // Whatever the text has in it, or what is set behind it: the prompt ends where the text does.
     assert_eq!(render(template, continued("[end]")).unwrap(), "[user]Sure[end][assistant][end]");
-    let repeating = "{{ messages[1].content }}|{{ messages[1].content | trim }}Sure<<";
-    assert_eq!(render(repeating, continued("Sure")).unwrap().matches("Sure").count(), 2);
+    let repeating =
+        "{{ messages[1].content }}|{{ messages[1].content | trim }}|{{ messages[1].content }}Sure<<";
+    assert_eq!(render(repeating, continued("Sure")).unwrap(), "Sure|Sure|Sure");
     assert_eq!(render(template, continued(" ")).unwrap(), "[user]Sure[end][assistant] ");
     let calls = ChatRequest {
         continue_final_message: true,

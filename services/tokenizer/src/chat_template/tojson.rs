@@ -139,7 +139,7 @@ impl Json<'_, '_, '_> {
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
                 ' '..='~' => self.out.push(char),
-                '\u{7f}'.. if !self.style.ensure_ascii || char == '\u{7f}' => self.out.push(char),
+                '\u{7f}'.. if !self.style.ensure_ascii => self.out.push(char),
                 _ => {
                     for unit in char.encode_utf16(&mut [0; 2]) {
                         // Writing to a text cannot fail.
