@@ -1,5 +1,7 @@
 //! Which model: the one named by the settings, or the demo model that this binary carries.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -13,6 +15,8 @@ use crate::reference_files::{self, ReferenceFiles};
 
 /// The patch vocabulary of a model directory.
 const PATCH_FILE: &str = "patch_vocabulary.json";
+/// What is read of a chat template's file; the tokenizer takes less.
+const MAX_TEMPLATE_FILE_BYTES: u64 = 1 << 20;
 
 macro_rules! demo_file {
     ($name:literal) => {
@@ -82,6 +86,20 @@ pub(crate) fn patch_embeddings(named: Option<&str>) -> anyhow::Result<Option<Pat
         }
         _ => Ok(None),
     }
+}
+
+/// A chat template in place of the model's: what is no path's text is the template itself.
+pub(crate) fn chat_template(given: &str) -> anyhow::Result<String> {
+    if given.contains(['{', '\n']) {
+        return Ok(given.to_owned());
+    }
+    let read = || {
+        let mut text = String::new();
+        File::open(given)?.take(MAX_TEMPLATE_FILE_BYTES + 1).read_to_string(&mut text)?;
+        anyhow::ensure!(text.len() as u64 <= MAX_TEMPLATE_FILE_BYTES, "over {MAX_TEMPLATE_FILE_BYTES} bytes");
+        Ok(text)
+    };
+    read().with_context(|| format!("setting chat_template: the file `{given}` cannot be read"))
 }
 
 /// The name clients use.

@@ -15,6 +15,8 @@ pub struct Config {
     pub max_text_memory_bytes: usize,
     /// The largest prompt text, after the chat template.
     pub max_prompt_bytes: usize,
+    /// A chat template in place of the model's.
+    pub chat_template: Option<String>,
     /// The program that renders the chat templates of requests, called with [`RENDER_COMMAND`](crate::RENDER_COMMAND)
     /// once for each; none: a request may not bring one. A template is a program, too: whoever writes one can make a
     /// short request cost much memory and time.
@@ -31,6 +33,7 @@ impl Default for Config {
             max_waiting_texts: 1024,
             max_text_memory_bytes: 256 << 20,
             max_prompt_bytes: 4 << 20,
+            chat_template: None,
             request_template_renderer: None,
             engine_check_interval: Duration::from_secs(1),
         }

@@ -10,12 +10,27 @@ pub enum Error {
     /// Tokenizer or patch vocabulary are refused.
     #[error("the vocabulary cannot be loaded")]
     Vocabulary(#[from] fused_vocabulary::Error),
-    /// `tokenizer_config.json` is not what it should be.
-    #[error("tokenizer_config.json cannot be parsed")]
-    TokenizerConfig(#[source] serde_json::Error),
-    /// `chat_template.jinja` is not text.
-    #[error("chat_template.jinja is not UTF-8")]
-    ChatTemplate(#[source] std::str::Utf8Error),
+    /// `tokenizer_config.json`, or a file beside it, is not what it should be.
+    #[error("{file} cannot be parsed")]
+    TokenizerConfig {
+        /// The file.
+        file: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A chat template's file is not text.
+    #[error("{file} is not UTF-8")]
+    ChatTemplateText {
+        /// The file.
+        file: String,
+        /// Where it is not.
+        #[source]
+        source: std::str::Utf8Error,
+    },
+    /// The chat template that is given in place of the model's cannot be used.
+    #[error("the chat template that the setting chat_template gives cannot be used: {0}")]
+    GivenChatTemplate(String),
     /// `tokenizer_config.json` names a token that the tokenizer does not have.
     #[error("tokenizer_config.json asks for {field} {token:?}, which tokenizer.json does not have")]
     UnknownToken {

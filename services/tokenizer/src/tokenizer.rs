@@ -52,9 +52,12 @@ impl Tokenizer {
         let tokenizer_config = TokenizerConfig::load(files)?;
         let request_templates =
             config.request_template_renderer.map_or(RequestTemplates::Refused, RequestTemplates::Isolated);
+        let given = config.chat_template.as_deref();
+        let templates = ChatTemplates::load(&tokenizer_config, given, request_templates)
+            .map_err(|error| Error::GivenChatTemplate(error.to_string()))?;
         let encoder = PromptEncoder {
             vocabulary: Arc::clone(&vocabulary),
-            templates: ChatTemplates::load(&tokenizer_config, request_templates),
+            templates,
             affixes: Affixes::load(&vocabulary, &tokenizer_config)?,
             max_prompt_bytes: config.max_prompt_bytes,
         };

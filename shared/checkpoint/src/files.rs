@@ -14,6 +14,8 @@ const MAX_READ_BYTES: u64 = 256 << 20;
 
 /// File names that are looked at where a directory is no model, to say what it is.
 const MAX_NAMES: usize = 4096;
+/// The most files of a folder that are read.
+const MAX_FOLDER_FILES: usize = 64;
 
 /// The files of one model: a directory, or carried in the binary.
 #[derive(Clone, Debug)]
@@ -115,6 +117,35 @@ impl ModelFiles {
                 entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
             }
         }
+    }
+
+    /// The files of a folder whose names have an extension, by what stands before it; nothing where there is no folder.
+    ///
+    /// # Errors
+    /// The folder's name is not plain, it has too many files, or one cannot be read.
+    pub fn read_folder(&self, folder: &str, extension: &str) -> Result<Vec<(String, FileBytes)>> {
+        plain_name(&self.name, folder)?;
+        let Source::Directory(dir) = &self.source else { return Ok(Vec::new()) };
+        let error = |source| Error::Read { model: self.name.clone(), file: folder.to_owned(), source };
+        let entries = match fs::read_dir(dir.join(folder)) {
+            Ok(entries) => entries,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(error(source)),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(error)?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let Some(stem) = stem.filter(|_| path.extension().is_some_and(|other| other == extension)) else {
+                continue;
+            };
+            if files.len() == MAX_FOLDER_FILES {
+                let problem = format!("over {MAX_FOLDER_FILES} files");
+                return Err(error(io::Error::new(io::ErrorKind::QuotaExceeded, problem)));
+            }
+            files.push((stem.to_owned(), FileBytes::open(&path).map_err(error)?));
+        }
+        Ok(files)
     }
 
     /// The content of a file that the model cannot do without.

@@ -14,7 +14,7 @@ pub(crate) const PREFIX: &str = "FUSED_";
 pub(crate) const SOURCE: &str = "the environment";
 
 /// Settings whose value is text, however much it looks like a number: a key `007` is not `7`.
-pub(crate) const TEXTS: [&str; 19] = [
+pub(crate) const TEXTS: [&str; 20] = [
     "model",
     "served_model_name",
     "patch_vocabulary",
@@ -26,6 +26,7 @@ pub(crate) const TEXTS: [&str; 19] = [
     "prefill_order",
     "engine",
     "tokenizer",
+    "chat_template",
     "api_key",
     "api_key_file",
     "tenants_file",

@@ -27,6 +27,10 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_waiting_texts: Option<usize>,
 
+    /// Chat template in place of the model's: a Jinja file, or the template itself
+    #[arg(long, value_name = "FILE", help_heading = "Tokenizer")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_template: Option<String>,
     /// Let requests bring their own chat template [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Tokenizer")]
     #[serde(skip_serializing_if = "Option::is_none")]

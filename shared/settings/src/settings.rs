@@ -84,6 +84,8 @@ pub struct Settings {
     pub tokenizer_threads: usize,
     /// Texts waiting to be encoded; one more is refused with 429.
     pub max_waiting_texts: usize,
+    /// A chat template in place of the model's: a file of Jinja, or the template itself.
+    pub chat_template: Option<String>,
     /// Whether a request may bring its own chat template, a program that the tokenizer runs.
     pub trust_request_chat_template: bool,
 
@@ -169,6 +171,7 @@ impl Default for Settings {
             engine: Vec::new(),
             tokenizer_threads: 2,
             max_waiting_texts: 1024,
+            chat_template: None,
             trust_request_chat_template: false,
             tokenizer: Vec::new(),
             api_key: Vec::new(),
@@ -224,6 +227,7 @@ impl Settings {
             ("chunk_schedule_stages", self.chunk_schedule_stages.is_none()),
             ("kv_cache_bytes", self.kv_cache_bytes.is_none()),
             ("page_bytes", self.page_bytes.is_none()),
+            ("chat_template", self.chat_template.is_none()),
             ("api_key_file", self.api_key_file.is_none()),
             ("tenants_file", self.tenants_file.is_none()),
             ("isolate_prefix_cache", self.isolate_prefix_cache.is_none()),

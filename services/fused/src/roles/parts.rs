@@ -80,6 +80,7 @@ pub(crate) fn start_tokenizer(
         max_waiting_texts: settings.max_waiting_texts,
         max_prompt_bytes: settings.max_body_bytes,
         max_text_memory_bytes: buffered::max_bytes(settings),
+        chat_template: settings.chat_template.as_deref().map(model::chat_template).transpose()?,
         request_template_renderer: settings.trust_request_chat_template.then(|| THIS_PROGRAM.into()),
         ..fused_tokenizer::Config::default()
     };

@@ -11,8 +11,6 @@ use serde_json::{Map, Value};
 use crate::error::Fault;
 use crate::fields::{Fields, missing, parse, parse_items, unsupported, wrong};
 
-const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
-
 /// Reads them.
 pub(super) fn chat(fields: &mut Fields<'_>) -> Result<Chat, Error> {
     let messages_json = messages(fields)?;
@@ -54,24 +52,20 @@ fn messages(fields: &mut Fields<'_>) -> Result<Vec<String>, Error> {
 fn check_message(path: &str, message: &RawValue) -> Result<(), Error> {
     let message: Map<String, Value> = parse(path, message)?;
     let role = message.get("role").and_then(Value::as_str);
-    if !role.is_some_and(|role| ROLES.contains(&role)) {
+    // Which roles there are is for the chat template to say.
+    let Some(role) = role.filter(|role| !role.is_empty()) else {
         let path = format!("{path}.role");
-        let message = format!("{path} must be one of {}", ROLES.join(", "));
+        let message = format!("{path} must be a string such as \"user\"");
         return Err(Error::invalid(path, message));
-    }
+    };
     let path = format!("{path}.content");
     match message.get("content") {
         Some(Value::String(_)) => Ok(()),
         Some(Value::Array(parts)) => check_parts(&path, parts),
-        None | Some(Value::Null) if has_calls(&message) => Ok(()),
+        // It may consist of calls alone, or be an answer that came to nothing.
+        None | Some(Value::Null) if role == "assistant" => Ok(()),
         _ => Err(Error::invalid(path.as_str(), format!("{path} must be a string or an array of text parts"))),
     }
-}
-
-/// An assistant's message may consist of calls alone.
-fn has_calls(message: &Map<String, Value>) -> bool {
-    let calls = ["tool_calls", "function_call"].into_iter().filter_map(|name| message.get(name));
-    calls.into_iter().any(|calls| !calls.is_null())
 }
 
 fn check_parts(path: &str, parts: &[Value]) -> Result<(), Error> {
@@ -159,6 +153,19 @@ mod tests {
     }
 
     #[test]
+    fn roles_of_a_template_and_answers_without_content_are_taken() {
+        for message in [
+            r#"{"role": "critic", "content": "a"}"#,
+            r#"{"role": "assistant", "content": null, "tool_calls": null, "refusal": null}"#,
+            r#"{"role": "assistant", "tool_calls": [{"id": "a"}]}"#,
+        ] {
+            let body = format!(r#"{{"messages": [{message}]}}"#);
+            let chat = chat(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
+            assert_eq!(chat.messages_json, [message]);
+        }
+    }
+
+    #[test]
     fn going_on_with_a_message_opens_no_new_one() {
         let body = r#"{"messages": [{"role": "assistant", "content": "a"}], "continue_final_message": true}"#;
         let chat = chat(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
@@ -170,7 +177,7 @@ mod tests {
         for (message, param) in [
             ("7", "messages[0]"),
             ("{}", "messages[0].role"),
-            (r#"{"role": "robot", "content": "a"}"#, "messages[0].role"),
+            (r#"{"role": "", "content": "a"}"#, "messages[0].role"),
             (r#"{"role": "user"}"#, "messages[0].content"),
             (r#"{"role": "user", "content": 7}"#, "messages[0].content"),
             (r#"{"role": "user", "content": [{"type": "image_url"}]}"#, "messages[0].content[0].type"),

@@ -2,7 +2,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
-use super::{methods, tojson};
+use super::{filters, methods, operators, repr, value_tests};
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -24,12 +24,17 @@ pub(super) fn environment() -> Environment<'static> {
     // An error would hold, and might show, what is in the conversation.
     environment.set_debug(false);
     environment.set_unknown_method_callback(methods::call);
-    environment.add_filter("tojson", tojson::tojson);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(|out, state, value| {
         check_extent(state, value)?;
-        minijinja::escape_formatter(out, state, value)
+        match (value.as_object(), repr::as_float(value)) {
+            (None, None) => minijinja::escape_formatter(out, state, value),
+            _ => Ok(out.write_str(&repr::text(value))?),
+        }
     });
+    filters::add_to(&mut environment);
+    operators::add_to(&mut environment);
+    value_tests::add_to(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment

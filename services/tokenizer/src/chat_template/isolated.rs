@@ -2,13 +2,16 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fused_status::{Code, Error, Result};
+use fused_status::{Code, Error};
 use minijinja::Value;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::environment::environment;
+use super::messages::{messages_of, shape_contents};
+use super::parts::ContentForms;
 use super::refusal;
+use super::rewrite::rewrite;
 
 /// The argument with which a program is told to be [`render_chat_template`].
 pub const RENDER_COMMAND: &str = "render-chat-template";
@@ -35,7 +38,7 @@ enum Answer {
 }
 
 /// Renders a template in a process of its own, which may come to any end.
-pub(super) fn render(program: &Path, template: &str, context: &Value) -> Result<String> {
+pub(super) fn render(program: &Path, template: &str, context: &Value) -> Result<String, Error> {
     let job = serde_json::to_vec(&Job { template, context: context.clone() });
     let job = job.map_err(|error| Error::internal(&error))?;
     let answer = run(program, &job).map_err(|error| Error::internal(&error))?;
@@ -103,10 +106,23 @@ pub fn answer_render_job(job: &[u8]) -> io::Result<Vec<u8>> {
 
 fn answer(job: &[u8]) -> io::Result<Answer> {
     let job: Job<String> = serde_json::from_slice(job)?;
-    Ok(match environment().render_str(&job.template, job.context) {
+    Ok(match render_here(&job) {
         Ok(text) => Answer::Text(text),
         Err(error) => Answer::Refusal(refusal(&error)),
     })
+}
+
+fn render_here(job: &Job<String>) -> Result<String, minijinja::Error> {
+    let (environment, source) = (environment(), rewrite(&job.template));
+    let template = environment.template_from_str(&source)?;
+    // Each try costs as much as the request may: only what it needs is tried.
+    let is_there = |role: &str| {
+        role == "user"
+            || messages_of(&job.context)
+                .any(|message| message.get_attr("role").is_ok_and(|other| other.as_str() == Some(role)))
+    };
+    let forms = ContentForms::of_template(&template, &job.context, is_there);
+    template.render(shape_contents(&job.context, &forms))
 }
 
 #[cfg(test)]

@@ -4,14 +4,25 @@
 //! still do; a request's own one, where the server allows it, is rendered by a process of its own, whose memory and
 //! time the operating system bounds.
 
+mod arguments;
 mod conversation;
 mod deep_stack;
 mod environment;
+mod filters;
 mod isolated;
+mod messages;
 mod methods;
+mod operators;
+mod parts;
+mod repr;
+mod rewrite;
 mod source;
+mod text_methods;
 mod tojson;
+mod tokens;
+mod value_tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use fused_status::{Code, Error, Result};
@@ -21,6 +32,9 @@ pub(crate) use conversation::{ChatRequest, Conversation};
 use deep_stack::on_deep_stack;
 use environment::environment;
 pub use isolated::{RENDER_COMMAND, answer_render_job, render_chat_template};
+use messages::shape_contents;
+use parts::ContentForms;
+use rewrite::rewrite;
 use source::check_source;
 
 use crate::events;
@@ -47,21 +61,42 @@ pub(crate) enum RequestTemplates {
 pub(crate) struct ChatTemplates {
     request_templates: RequestTemplates,
     environment: Environment<'static>,
-    special_tokens: Vec<(&'static str, Value)>,
+    /// In which form each template takes contents.
+    forms: BTreeMap<String, ContentForms>,
+    special_tokens: Vec<(String, Value)>,
 }
 
 impl ChatTemplates {
-    pub(crate) fn load(config: &TokenizerConfig, request_templates: RequestTemplates) -> Self {
+    /// Compiles the model's templates, or the one that is given in their place.
+    ///
+    /// # Errors
+    /// The given one cannot be compiled. A model whose own is beyond us can still complete text.
+    pub(crate) fn load(
+        config: &TokenizerConfig,
+        given: Option<&str>,
+        request_templates: RequestTemplates,
+    ) -> std::result::Result<Self, minijinja::Error> {
         let mut environment = environment();
-        for (name, template) in config.chat_templates() {
-            // A model whose template is beyond us can still complete text.
-            if let Err(error) = add_template(&mut environment, name, template) {
-                events::broken_chat_template(name, &error);
+        if let Some(template) = given {
+            add_template(&mut environment, DEFAULT, template)?;
+        } else {
+            for (name, template) in config.chat_templates() {
+                if let Err(error) = add_template(&mut environment, name, template) {
+                    events::broken_chat_template(name, &error);
+                }
             }
         }
-        let special_tokens =
-            config.special_tokens().map(|(name, text)| (name, Value::from(text.to_owned()))).collect();
-        Self { request_templates, environment, special_tokens }
+        let special_tokens: Vec<_> =
+            config.special_tokens().into_iter().map(|(name, text)| (name, Value::from(text))).collect();
+        let context = Conversation::default().context(&special_tokens);
+        let templates = environment.templates();
+        let forms = templates.map(|(name, template)| {
+            // Where no thread is to be had for it, contents are texts.
+            let forms = on_deep_stack(|| ContentForms::of_template(&template, &context, |_| true));
+            (name.to_owned(), forms.unwrap_or_default())
+        });
+        let forms = forms.collect();
+        Ok(Self { request_templates, environment, forms, special_tokens })
     }
 
     /// Whether the model has a template for conversations that can be used.
@@ -89,8 +124,10 @@ impl ChatTemplates {
             }
             (None, _) => {
                 let template = self.model_template(conversation)?;
+                let forms = self.forms.get(template.name()).copied().unwrap_or_default();
                 // What the template made is dropped there, too, an error's part of it included.
-                let render = || template.render(context).map_err(|error| refusal(&error));
+                let render =
+                    || template.render(shape_contents(&context, &forms)).map_err(|error| refusal(&error));
                 let rendered = on_deep_stack(render).map_err(|error| Error::internal(&error))?;
                 rendered.map_err(|message| Error::invalid("messages", message))?
             }
@@ -123,8 +160,8 @@ fn add_template(
         return Err(minijinja::Error::new(ErrorKind::SyntaxError, problem));
     }
     check_source(template)?;
-    let (name, template) = (name.to_owned(), template.to_owned());
-    on_deep_stack(|| environment.add_template_owned(name, template)).unwrap_or_else(|error| {
+    let name = name.to_owned();
+    on_deep_stack(|| environment.add_template_owned(name, rewrite(template))).unwrap_or_else(|error| {
         let problem = "there is no thread to read it on";
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, problem).with_source(error))
     })
@@ -140,5 +177,7 @@ fn refusal(error: &minijinja::Error) -> String {
     }
 }
 
+#[cfg(test)]
+mod parity;
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,10 @@ use super::*;
 fn templates(config: serde_json::Value) -> ChatTemplates {
     ChatTemplates::load(
         &serde_json::from_value(config).unwrap(),
+        None,
         RequestTemplates::Isolated("/bin/false".into()),
     )
+    .unwrap()
 }
 
 fn request(messages: &[serde_json::Value]) -> ChatRequest {
@@ -74,22 +76,87 @@ fn variables_reach_the_template_but_do_not_replace_the_conversation() {
 }
 
 #[test]
-fn content_parts_are_joined_and_others_refused_by_name() {
+fn contents_have_the_form_that_the_template_takes() {
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
-    let joined = request(&[json!({"role": "user", "content": parts})]);
-    assert_eq!(render("{{ messages[0].content }}", joined).unwrap(), "a\nb");
+    let list = || request(&[json!({"role": "user", "content": parts})]);
+    for (template, of_list, of_text) in [
+        // One that knows texts only: joined.
+        ("{{ bos_token + messages[0].content }}", "<s>a\nb", "<s>x"),
+        ("{{ messages[0].content }}", "a\nb", "x"),
+        ("{{ messages[0].content | tojson }}", "\"a\\nb\"", "\"x\""),
+        // One that knows both: as they are.
+        (
+            "{% set c = messages[0].content %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{{ p.text }};{% endfor %}{% endif %}",
+            "a;b;",
+            "x",
+        ),
+        // One that knows lists only: a list of one.
+        ("{% for p in messages[0].content if p.type == 'text' %}<{{ p.text }}>{% endfor %}", "<a><b>", "<x>"),
+        ("{{ messages[0]['content'][0]['text'] }}", "a", "x"),
+    ] {
+        assert_eq!(render(template, list()).unwrap(), of_list, "{template}");
+        assert_eq!(render(template, user("x")).unwrap(), of_text, "{template}");
+    }
+    // Each role by itself.
+    let template = "{% for m in messages %}{% if m.role == 'system' %}{{ m.content + '.' }}{% else %}\
+                    {% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %}{% endfor %}";
+    let both = [json!({"role": "system", "content": parts}), json!({"role": "user", "content": parts})];
+    assert_eq!(render(template, request(&both)).unwrap(), "a\nb.<a><b>");
+}
+
+#[test]
+fn parts_that_are_no_texts_are_refused_by_name() {
     let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
     let error = render("", request(&[json!({"role": "user", "content": image})])).unwrap_err();
     assert_eq!(error.param(), Some("messages[0].content"));
     assert!(error.message().contains("image_url"), "{error}");
 }
 
+/// Histories as OpenAI's clients send them back.
+#[test]
+fn a_field_that_is_null_is_not_there_and_a_content_always_is() {
+    let field = |message: serde_json::Value| {
+        let template = "{{ messages[0].keys() | list | join(' ') }}:{{ messages[0].content }}";
+        render(template, request(&[message])).unwrap()
+    };
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": ""}});
+    assert_eq!(
+        field(json!({"role": "assistant", "content": null, "refusal": null, "tool_calls": [call]})),
+        "role content tool_calls:"
+    );
+    assert_eq!(field(json!({"role": "assistant", "tool_calls": [], "content": "a"})), "role content:a");
+    assert_eq!(field(json!({"role": "assistant", "tool_calls": null})), "role content:");
+    assert_eq!(
+        field(json!({"role": "critic", "content": "a", "name": "n", "reasoning": "r"})),
+        "thinking role content name reasoning reasoning_content:a"
+    );
+}
+
 #[test]
 fn tool_call_arguments_become_objects() {
-    let call = json!({"type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}});
-    let request = request(&[json!({"role": "assistant", "content": null, "tool_calls": [call]})]);
-    let template = "{{ messages[0].tool_calls[0].function.arguments.x }}{{ messages[0].content is none }}";
-    assert_eq!(render(template, request).unwrap(), "1True");
+    let called = |arguments: serde_json::Value| {
+        let call = json!({"type": "function", "function": {"name": "f", "arguments": arguments}});
+        let request = request(&[json!({"role": "assistant", "content": null, "tool_calls": [call]})]);
+        render("{{ messages[0].tool_calls[0].function.arguments | tojson }}", request).unwrap()
+    };
+    assert_eq!(called(json!("{\"x\": 1.0}")), "{\"x\": 1.0}");
+    assert_eq!(called(json!({"x": 1})), "{\"x\": 1}");
+    assert_eq!(called(json!("")), "{}");
+    assert_eq!(called(json!("not json")), "\"not json\"");
+    assert_eq!(called(json!("[1]")), "\"[1]\"");
+}
+
+#[test]
+fn a_given_template_replaces_the_models_or_is_refused() {
+    let config: TokenizerConfig = serde_json::from_value(json!({"chat_template": [
+        {"name": "default", "template": "model's"}, {"name": "tool_use", "template": "tools"}]}))
+    .unwrap();
+    let load = |given| ChatTemplates::load(&config, given, RequestTemplates::Refused);
+    let with_tools = ChatRequest { tools: Some("[{}]".to_owned()), ..user("x") };
+    let conversation = Conversation::try_from(with_tools).unwrap();
+    assert_eq!(load(None).unwrap().render(&conversation).unwrap(), "tools");
+    assert_eq!(load(Some("given")).unwrap().render(&conversation).unwrap(), "given");
+    assert!(load(Some("{% broken")).is_err());
 }
 
 #[test]
@@ -113,7 +180,17 @@ fn the_final_message_can_be_continued() {
     let trimming = "{{ messages[1].content | trim }}[end]";
     assert_eq!(render(trimming, continued(" Sure, ")).unwrap(), "Sure,");
     assert!(render("nothing", continued("Sure")).is_err());
-    assert!(render(template, continued(" ")).is_err());
+    // Whatever the text has in it, or what is set behind it: the prompt ends where the text does.
+    assert_eq!(render(template, continued("[end]")).unwrap(), "[user]Sure[end][assistant][end]");
+    let repeating =
+        "{{ messages[1].content }}|{{ messages[1].content | trim }}|{{ messages[1].content }}Sure<<";
+    assert_eq!(render(repeating, continued("Sure")).unwrap(), "Sure|Sure|Sure");
+    assert_eq!(render(template, continued(" ")).unwrap(), "[user]Sure[end][assistant] ");
+    let calls = ChatRequest {
+        continue_final_message: true,
+        ..request(&[json!({"role": "assistant", "content": [], "tool_calls": [{}]})])
+    };
+    assert!(render(template, calls).is_err());
     let both = ChatRequest { add_generation_prompt: Some(true), ..continued("Sure") };
     assert_eq!(render(template, both).unwrap_err().param(), Some("continue_final_message"));
 }
@@ -231,7 +308,7 @@ fn hostile_templates_are_refused_or_rendered_and_end_nothing() {
 #[test]
 fn a_requests_own_template_is_refused_where_it_is_not_trusted() {
     let config = serde_json::from_value(json!({"chat_template": "model's"})).unwrap();
-    let templates = ChatTemplates::load(&config, RequestTemplates::Refused);
+    let templates = ChatTemplates::load(&config, None, RequestTemplates::Refused).unwrap();
     let render = |request| templates.render(&Conversation::try_from(request).unwrap());
     assert_eq!(render(user("x")).unwrap(), "model's");
     let error = render(ChatRequest { template: Some("own".into()), ..user("x") }).unwrap_err();

@@ -26,7 +26,7 @@ const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is downloaded beside the weights, where a model has it.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -34,6 +34,7 @@ const FILES: [&str; 8] = [
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "patch_vocabulary.json",
 ];
 
