@@ -65,6 +65,8 @@ enum Extra {
     List(Vec<Name>),
     /// Of models of images and sound.
     Map(BTreeMap<String, Name>),
+    /// No tokens that transformers would add either.
+    Other(serde::de::IgnoredAny),
 }
 
 /// A `tokenizer.json` with the tokens that the files beside it name and it lacks, numbered as transformers numbers them,
@@ -141,6 +143,7 @@ fn special(files: impl Iterator<Item = Names>) -> Vec<Token> {
             match list {
                 Extra::List(names) => extra.extend(names),
                 Extra::Map(names) => extra.extend(names.into_values()),
+                Extra::Other(_) => {}
             }
         }
     }
@@ -225,6 +228,7 @@ mod tests {
                 &[("a", 0, true), ("<p>", 4, true)],
             ),
             (config(r#"{"extra_special_tokens": {"image_token": "<i>"}}"#), &[("<i>", 4, true)]),
+            (config(r#"{"extra_special_tokens": {"sizes": [1, 2]}}"#), &[]),
             (legacy, &[("<q>", 4, true), ("<z>", 5, false), ("<x>", 6, true)]),
         ] {
             let expected: Vec<_> =

@@ -69,6 +69,16 @@ fn a_model_is_downloaded_once_and_found_without_the_hub() {
 }
 
 #[test]
+fn a_shard_that_only_the_index_knows_is_no_obstacle() {
+    let mut files = sharded_model();
+    files.remove("2.safetensors");
+    let cache = TempDir::new().unwrap();
+    let (endpoint, _seen) = serve(files);
+    let files = hub(&endpoint, &cache).download("org/tiny", Wanted::Everything).unwrap();
+    assert!(files.read("1.safetensors").unwrap().is_some() && files.read("2.safetensors").unwrap().is_none());
+}
+
+#[test]
 fn what_the_hub_refuses_is_said() {
     let cache = TempDir::new().unwrap();
     let (endpoint, _seen) = serve(sharded_model());
