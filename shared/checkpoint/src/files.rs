@@ -12,8 +12,10 @@ use crate::{Error, Result};
 /// The largest file that is read into memory; weights are mapped and may be of any size.
 const MAX_READ_BYTES: u64 = 256 << 20;
 
+/// The folder of a model's chat templates for other purposes than the usual one, each called as its file.
+pub const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 /// The most files of a folder that are read.
-const MAX_FOLDER_FILES: usize = 64;
+pub(crate) const MAX_FOLDER_FILES: usize = 64;
 
 /// The files of one model: a directory, or carried in the binary.
 #[derive(Clone, Debug)]

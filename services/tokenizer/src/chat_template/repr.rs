@@ -80,7 +80,7 @@ fn push_text_repr(out: &mut String, text: &str) {
                 let code = u32::from(char);
                 let _ = match code {
                     ..=0xff => write!(out, "\\x{code:02x}"),
-                    ..=0xffff => write!(out, "\\u{code:04x}"),
+                    0x100..=0xffff => write!(out, "\\u{code:04x}"),
                     _ => write!(out, "\\U{code:08x}"),
                 };
             }

@@ -200,7 +200,8 @@ impl Tag<'_> {
     fn comparison(&mut self) -> Option<()> {
         let start = self.out.len();
         self.sum()?;
-        let (value, mut filter, mut num_operators, mut operand) = (self.written(start), None, 0, start);
+        let value_end = self.out.len();
+        let (mut filter, mut num_operators, mut operand) = (None, 0, value_end);
         loop {
             let is_negated = self.is("not") && self.peek(1).is_some_and(|token| token.text == "in");
             filter = match self.peek(0).filter(|token| token.kind != Kind::Text).map(|token| token.text) {
@@ -224,7 +225,7 @@ impl Tag<'_> {
             self.sum()?;
         }
         if let Some(filter) = filter {
-            let argument = self.written(operand);
+            let (value, argument) = (self.out[start..value_end].to_owned(), self.written(operand));
             self.call(start, filter, &value, &argument);
         }
         Some(())
@@ -410,5 +411,58 @@ impl Tag<'_> {
             self.call(start, "__slice", &value, &places.join(","));
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn operators_become_filters() {
+        for (source, expected) in [
+            ("{{ a % b }}", "{{(( a)|__percent( b)) }}"),
+            ("{{- a ~ b ~ 'c' -}}", "{{-(( a)|__concat(b , 'c')) -}}"),
+            ("{% if a < b + 1 %}", "{% if(( a)|__lt( b + 1)) %}"),
+            ("{% if not a not in b %}", "{% if not(( a)|__not_in( b)) %}"),
+            ("{{ a[1:] }}", "{{(( a)|__slice(1,none,none)) }}"),
+            ("{{ f(x=a[::-1]).b }}", "{{ f(x=((a)|__slice(none,none,-1))).b }}"),
+            ("{{ +1 - +a }}", "{{ 1 - a }}"),
+            ("{% for a, b in c if d %}", "{% for a, b in(( c)|__iterated()) if d %}"),
+            ("{% for a in b recursive %}", "{% for a in(( b)|__iterated()) recursive %}"),
+            ("{%- generation -%}{% endgeneration %}", "{%- with -%}{% endwith %}"),
+            ("a\r\nb\rc", "a\nb\nc"),
+            ("{% raw %}\n{{ a % b }}{% endraw %}\n", "{% raw %}\n\n{{ a % b }}{% endraw %}\n"),
+        ] {
+            assert_eq!(rewrite(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn what_means_the_same_to_both_stays() {
+        for source in [
+            "{{ a.b['c'](d, e=1)|f(2)|g is not h and -i ** 2 == [1, (2,), {'k': 'v'}] }}",
+            "{% set a, b.c = 1, 'x' 'y' if d else none %}",
+            "{% macro m(a, b='%') %}{% endmacro %}{# a % b #}{ % } {{'{{'}}",
+            "{{ a < b < c }}",
+            // What the engine refuses, and then says why.
+            "{{ a % }}",
+            "{{ 'unfinished }}",
+            "{% for %}{% if %}{{ (",
+            "{{ a ~~ b }}",
+        ] {
+            assert_eq!(rewrite(source), source);
+        }
+        let deep = format!("{{{{ {}1{} }}}}", "(".repeat(2000), " % 2)".repeat(2000));
+        assert_eq!(rewrite(&deep), deep);
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_rewritten(source in r#"(\{\{|\}\}|\{%|%\}|\{#|#\}|[-+a1 é'"\\.,:~%<>=!|()\[\]{}\r\n]|in|if|not|for|is|raw|endraw){0,40}"#) {
+            let _ = rewrite(&source);
+        }
     }
 }
