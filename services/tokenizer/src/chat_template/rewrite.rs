@@ -11,13 +11,14 @@ const MAX_DEPTH: usize = 150;
 pub(super) fn rewrite(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len() + source.len() / 8);
+    let marks_texts = source.contains("safe") || source.contains("escape");
     let mut rest = source.as_str();
     while let Some(start) = rest.find("{").filter(|start| start + 1 < rest.len()) {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
         let num_bytes = match tag.as_bytes()[1] {
             b'#' => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            b'{' | b'%' => rewrite_tag(tag, &mut out).unwrap_or(tag.len()),
+            b'{' | b'%' => rewrite_tag(tag, marks_texts, &mut out).unwrap_or(tag.len()),
             _ => 1,
         };
         if !matches!(tag.as_bytes()[1], b'{' | b'%') {
@@ -30,7 +31,7 @@ pub(super) fn rewrite(source: &str) -> String {
 }
 
 /// Writes one tag, a whole raw block included, and returns how long it was; none where it does not end.
-fn rewrite_tag(source: &str, out: &mut String) -> Option<usize> {
+fn rewrite_tag(source: &str, marks_texts: bool, out: &mut String) -> Option<usize> {
     let Some((tokens, end)) = tokenize(source) else {
         out.push_str(source);
         return None;
@@ -47,7 +48,7 @@ fn rewrite_tag(source: &str, out: &mut String) -> Option<usize> {
     let opening = 2 + usize::from(source[2..].starts_with(['-', '+']));
     out.push_str(&source[..opening]);
     let begun = out.len();
-    let mut tag = Tag { source, tokens: &tokens, next: 0, copied: opening, depth: 0, out };
+    let mut tag = Tag { source, tokens: &tokens, next: 0, copied: opening, depth: 0, marks_texts, out };
     if tag.statement_or_expression(source.starts_with("{%")).is_none() {
         tag.out.truncate(begun);
         tag.copied = opening;
@@ -81,6 +82,8 @@ struct Tag<'a> {
     next: usize,
     copied: usize,
     depth: usize,
+    /// Whether `+` may join a text that is marked as safe.
+    marks_texts: bool,
     out: &'a mut String,
 }
 
@@ -232,27 +235,42 @@ impl Tag<'_> {
     }
 
     fn sum(&mut self) -> Option<()> {
+        let start = self.out.len();
         self.concatenation()?;
-        while self.take_if("+") || self.take_if("-") {
-            self.concatenation()?;
+        loop {
+            if self.marks_texts && self.is("+") {
+                self.chain(start, "+", "__add", Self::concatenation)?;
+            } else if self.take_if("+") || self.take_if("-") {
+                self.concatenation()?;
+            } else {
+                return Some(());
+            }
         }
-        Some(())
     }
 
     /// `a ~ b ~ c`.
     fn concatenation(&mut self) -> Option<()> {
         let start = self.out.len();
         self.product()?;
-        if self.is("~") {
-            let value = self.written(start);
-            let others = self.out.len();
-            while self.is("~") {
-                self.replace(",")?;
-                self.product()?;
-            }
-            let others = self.written(others);
-            self.call(start, "__concat", &value, others.trim_start_matches([' ', '\n', '\t', ',']));
+        if self.is("~") { self.chain(start, "~", "__concat", Self::product) } else { Some(()) }
+    }
+
+    /// Operands behind a first one, all between the same operator, as the arguments of one filter.
+    fn chain(
+        &mut self,
+        start: usize,
+        operator: &str,
+        filter: &str,
+        operand: fn(&mut Self) -> Option<()>,
+    ) -> Option<()> {
+        let value = self.written(start);
+        let others = self.out.len();
+        while self.is(operator) {
+            self.replace(",")?;
+            operand(self)?;
         }
+        let others = self.written(others);
+        self.call(start, filter, &value, others.trim_start_matches([' ', '\n', '\t', ',']));
         Some(())
     }
 
@@ -427,6 +445,7 @@ mod tests {
             ("{{- a ~ b ~ 'c' -}}", "{{-(( a)|__concat(b , 'c')) -}}"),
             ("{% if a < b + 1 %}", "{% if(( a)|__lt( b + 1)) %}"),
             ("{% if not a not in b %}", "{% if not(( a)|__not_in( b)) %}"),
+            ("{{ a|safe + b - c + d }}", "{{(((( a|safe)|__add(b)) - c)|__add(d)) }}"),
             ("{{ a[1:] }}", "{{(( a)|__slice(1,none,none)) }}"),
             ("{{ f(x=a[::-1]).b }}", "{{ f(x=((a)|__slice(none,none,-1))).b }}"),
             ("{{ +1 - +a }}", "{{ 1 - a }}"),
