@@ -10,7 +10,7 @@ list of parts stays one only where the template writes all its texts (else they 
 writes nothing of texts, they become lists). An outcome is a text, or null where transformers refuses.
 
 chat_templates/expressions.jinja has one template a line, each rendered with one conversation. Left out of it is what no
-published template was seen to do and the engine does otherwise: printing a range, a method or a view of an object,
+published template was seen to do and the engine does otherwise: printing a range, a method or a namespace, places of views,
 `varargs` and `kwargs` of macros, defaults of a macro's arguments that are its other arguments, the filters urlencode, wordwrap, pprint, xmlattr and random, and
 classes of digits beyond ASCII's.
 """

@@ -6,6 +6,8 @@ use std::fmt::Write;
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
+use super::views::View;
+
 /// Python's `str(value)`. How deep a value nests is the caller's to check.
 pub(super) fn text(value: &Value) -> Cow<'_, str> {
     match (value.as_str(), value.kind()) {
@@ -26,6 +28,9 @@ pub(super) fn push_repr(out: &mut String, value: &Value) {
     }
     if let Some(float) = as_float(value) {
         return out.push_str(&float_repr(float));
+    }
+    if let Some(view) = value.downcast_object_ref::<View>() {
+        return view.push_repr(out);
     }
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),

@@ -2,6 +2,7 @@
 //! `{% generation %}` blocks are scopes, and operators that the engine computes otherwise than Python are filters of ours
 //! ([`operators`](super::operators)). A tag that is not understood stays as it is: the engine says what is wrong with it.
 
+use super::literals;
 use super::tokens::{Kind, Token, tokenize};
 
 /// How deep expressions nest that are rewritten; the engine reads no deeper ones.
@@ -140,6 +141,20 @@ impl Tag<'_> {
                 "for" => self.loop_head()?,
                 _ => self.take()?,
             }
+        }
+        if !is_statement {
+            let start = self.out.len();
+            self.expression()?;
+            let is_tuple = self.is(",");
+            while self.take_if(",") && self.next < self.tokens.len() {
+                self.expression()?;
+            }
+            if is_tuple {
+                let items = self.written(start);
+                self.out.truncate(start);
+                self.out.extend(["(", &items, ")"]);
+            }
+            return (self.next == self.tokens.len()).then_some(());
         }
         // A statement is expressions and what stands between them: `set a, b = 1, 2`.
         while self.next < self.tokens.len() {
@@ -347,8 +362,11 @@ impl Tag<'_> {
         let start = self.out.len();
         match self.peek(0)? {
             Token { kind: Kind::Text, .. } => {
-                while self.peek(0).is_some_and(|token| token.kind == Kind::Text) {
-                    self.take()?;
+                while let Some(token) = self.peek(0).filter(|token| token.kind == Kind::Text) {
+                    match literals::rewritten(token.text) {
+                        Some(literal) => self.replace(&literal)?,
+                        None => self.take()?,
+                    }
                 }
             }
             Token { kind: Kind::Name | Kind::Number, .. } => self.take()?,
@@ -448,6 +466,8 @@ mod tests {
             ("{{ a|safe + b - c + d }}", "{{(((( a|safe)|__add(b)) - c)|__add(d)) }}"),
             ("{{ a[1:] }}", "{{(( a)|__slice(1,none,none)) }}"),
             ("{{ f(x=a[::-1]).b }}", "{{ f(x=((a)|__slice(none,none,-1))).b }}"),
+            ("{{ a, b }}", "{{( a, b) }}"),
+            ("{{ '\\a\\/\\101\\U0001F600\\n\\\"' }}", "{{ '\u{7}\\\\/A😀\\n\"' }}"),
             ("{{ +1 - +a }}", "{{ 1 - a }}"),
             ("{% for a, b in c if d %}", "{% for a, b in(( c)|__iterated()) if d %}"),
             ("{% for a in b recursive %}", "{% for a in(( b)|__iterated()) recursive %}"),
