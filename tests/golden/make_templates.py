@@ -6,13 +6,12 @@
 
 Conversations stand here as clients send them. Before transformers renders one, it is made what templates are written for,
 as servers do: a content that is null or missing is empty, an empty list of calls is none, arguments are objects, and a
-list of parts stays one only where the template writes its texts (else they are joined by line feeds; where a template
+list of parts stays one only where the template writes all its texts (else they are joined by line feeds; where a template
 writes nothing of texts, they become lists). An outcome is a text, or null where transformers refuses.
 
 chat_templates/expressions.jinja has one template a line, each rendered with one conversation. Left out of it is what no
-published template was seen to do and the engine does otherwise: printing a range, a method or a view of an object,
-`varargs` and `kwargs` of macros, defaults of a macro's arguments that are its other arguments, `last` and `tojson` of a
-generator, the filters urlencode, wordwrap, pprint, xmlattr and random, `+` between a text that is marked safe and one that is not, and
+published template was seen to do and the engine does otherwise: printing a range, a method or a namespace, places of views,
+`varargs` and `kwargs` of macros, defaults of a macro's arguments that are its other arguments, the filters urlencode, wordwrap, pprint, xmlattr and random, and
 classes of digits beyond ASCII's.
 """
 
@@ -187,7 +186,7 @@ def outcome(template, conversation):
             message["content"] = "\n".join(part["text"] for part in message["content"])
     joined = rendered(template, conversation, messages)
     # A list that is written out as one shows its keys.
-    is_written = as_sent is not None and all(content[0]["text"] in as_sent for content in lists)
+    is_written = as_sent is not None and all(part["text"].strip() in as_sent for content in lists for part in content)
     return as_sent if is_written and as_sent.count("text") <= (joined or "").count("text") else joined
 
 

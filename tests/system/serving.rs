@@ -1,6 +1,7 @@
 //! The product from outside: what it serves, refuses and shows. One binary an area: each links everything there is.
 
 mod bad_input;
+mod chat_templates;
 mod concurrency;
 mod golden;
 mod grpc_edge;

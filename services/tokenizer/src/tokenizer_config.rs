@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use fused_checkpoint::{FileBytes, ModelFiles};
+use fused_checkpoint::{FileBytes, ModelFiles, TEMPLATE_FOLDER};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -11,8 +11,6 @@ const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Where the processors of older models keep theirs.
 const PROCESSOR_TEMPLATE_FILE: &str = "chat_template.json";
-/// Templates for other purposes, each called as its file.
-const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 const DEFAULT: &str = "default";
 
 /// What of `tokenizer_config.json` and the files beside it matters here; the rest, which is much, is for other programs.

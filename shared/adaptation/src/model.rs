@@ -3,7 +3,9 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 
-use fused_checkpoint::{Checkpoint, ModelConfig, ModelFiles, NewTensor, Shards, StoredTensor, TensorSink};
+use fused_checkpoint::{
+    Checkpoint, ModelConfig, ModelFiles, NewTensor, Shards, StoredTensor, TEMPLATE_FOLDER, TensorSink,
+};
 use fused_vocabulary::embedding::{Initialisation, Side};
 use fused_vocabulary::{PatchVocabulary, Vocabulary};
 
@@ -123,6 +125,15 @@ impl<'a> AdaptedModel<'a> {
             if let Some(bytes) = self.base.read(name)? {
                 write_file(dir, name, &bytes)?;
             }
+        }
+        let templates = self.base.read_folder(TEMPLATE_FOLDER, "jinja")?;
+        if !templates.is_empty() {
+            let folder = dir.join(TEMPLATE_FOLDER);
+            std::fs::create_dir(&folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
+            for (name, bytes) in templates {
+                write_file(&folder, &format!("{name}.jinja"), &bytes)?;
+            }
+            sync_dir(&folder)?;
         }
         self.shards.write(dir, |tensor, sink| self.write_tensor(&tensor.name, sink, progress))?;
         sync_dir(dir)

@@ -14,8 +14,10 @@ const MAX_READ_BYTES: u64 = 256 << 20;
 
 /// File names that are looked at where a directory is no model, to say what it is.
 const MAX_NAMES: usize = 4096;
+/// The folder of a model's chat templates for other purposes than the usual one, each called as its file.
+pub const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 /// The most files of a folder that are read.
-const MAX_FOLDER_FILES: usize = 64;
+pub(crate) const MAX_FOLDER_FILES: usize = 64;
 
 /// The files of one model: a directory, or carried in the binary.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ mod writer;
 
 pub use config::{Activation, Family, ModelConfig, Rope, RopeScaling};
 pub use error::{Error, Result};
-pub use files::{FileBytes, ModelFiles, Wanted};
+pub use files::{FileBytes, ModelFiles, TEMPLATE_FOLDER, Wanted};
 pub use hub::HubError;
 pub use tensor::{Dtype, StoredDtype, StoredTensor, Tensor};
 pub use tied::TokenTensors;

@@ -68,6 +68,10 @@ fn check_depth(state: &State, value: &Value, levels: usize) -> Result<()> {
         let problem = format!("a value nests deeper than {MAX_DEPTH} levels, or contains itself");
         return Err(Error::new(ErrorKind::InvalidOperation, problem));
     };
+    // What can be read only once is charged for when it is read.
+    if value.kind() == ValueKind::Iterable && value.len().is_none() {
+        return Ok(());
+    }
     // Some objects have nothing in them.
     let Ok(items) = value.try_iter() else { return Ok(()) };
     for item in items {

@@ -19,6 +19,15 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             call_engine(state, name, &filter, parameters, value, &arguments.into_values())
         });
     }
+    for (name, filter) in generators() {
+        environment.add_filter(name, move |state: &mut State, arguments: Arguments| {
+            let items = filter.call(state, &arguments.into_values())?;
+            Ok::<_, Error>(Value::make_one_shot_iterator(items.try_iter()?))
+        });
+    }
+    environment.add_filter("last", last);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
     environment.add_filter("tojson", tojson::tojson);
     environment.add_filter("string", string);
     environment.add_filter("list", list);
@@ -65,6 +74,38 @@ fn of_the_engine() -> Vec<(&'static str, Value, &'static [&'static str])> {
     ]
 }
 
+/// What is a generator in Python: it has no length, is always true, and can be read once.
+fn generators() -> [(&'static str, Value); 5] {
+    [
+        ("map", Value::from_function(filters::map)),
+        ("select", Value::from_function(filters::select)),
+        ("reject", Value::from_function(filters::reject)),
+        ("selectattr", Value::from_function(filters::selectattr)),
+        ("rejectattr", Value::from_function(filters::rejectattr)),
+    ]
+}
+
+fn is_generator(value: &Value) -> bool {
+    value.kind() == ValueKind::Iterable && value.len().is_none()
+}
+
+/// A list of what a generator gives; any other value as it is.
+pub(super) fn read_out(value: Value) -> Result<Value> {
+    if is_generator(&value) {
+        value.try_iter()?.checked().collect::<Result<Vec<_>>>().map(Value::from)
+    } else {
+        Ok(value)
+    }
+}
+
+fn last(value: Value) -> Result<Value> {
+    if is_generator(&value) { Err(invalid("last: a generator has no end")) } else { filters::last(value) }
+}
+
+fn length(value: &Value) -> Result<usize> {
+    if is_generator(value) { Err(invalid("length: a generator has none")) } else { filters::length(value) }
+}
+
 fn call_engine(
     state: &mut State,
     name: &str,
@@ -76,6 +117,7 @@ fn call_engine(
     if value.is_none() {
         return Err(invalid(format!("{name}: None has no items")));
     }
+    let value = read_out(value)?;
     check_extent(state, &value)?;
     let names: Vec<_> = parameters.iter().map(|name| name.trim_end_matches('=')).collect();
     let mut bound = vec![None; names.len()];
@@ -125,9 +167,10 @@ fn list(state: &State, value: Value) -> Result<Value> {
     filters::list(state, value)
 }
 
-fn join(state: &State, value: &Value, arguments: Arguments) -> Result<String> {
+fn join(state: &State, value: Value, arguments: Arguments) -> Result<String> {
+    let value = read_out(value)?;
     let [separator, attribute] = bind("join", &arguments.into_values(), ["d", "attribute"])?;
-    check_extent(state, value)?;
+    check_extent(state, &value)?;
     let separator = separator.as_ref().map(repr::text).unwrap_or_default();
     let attribute = attribute.as_ref().filter(|attribute| !attribute.is_none());
     let attribute = attribute.map(|attribute| text_of("join", Some(attribute))).transpose()?;
@@ -230,11 +273,15 @@ fn indent(state: &State, value: &Value, arguments: Arguments) -> Result<String> 
     Ok(out)
 }
 
-/// With the escapes of Python's markupsafe.
 fn escape(state: &State, value: &Value) -> Result<Value> {
     check_extent(state, value)?;
+    Ok(Value::from_safe_string(escaped(&repr::text(value))))
+}
+
+/// With the escapes of Python's markupsafe.
+pub(super) fn escaped(text: &str) -> String {
     let mut out = String::new();
-    for char in repr::text(value).chars() {
+    for char in text.chars() {
         match char {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -244,7 +291,7 @@ fn escape(state: &State, value: &Value) -> Result<Value> {
             _ => out.push(char),
         }
     }
-    Ok(Value::from_safe_string(out))
+    out
 }
 
 fn center(state: &mut State, value: &Value, arguments: Arguments) -> Result<Value> {

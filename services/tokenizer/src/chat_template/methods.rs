@@ -4,6 +4,7 @@ use minijinja_contrib::pycompat;
 
 use super::arguments::{bind, invalid};
 use super::environment::{BYTES_A_FUEL, check_extent};
+use super::views::View;
 use super::{repr, text_methods};
 
 /// Methods that change what they are called on; transformers' sandbox refuses them, too.
@@ -42,6 +43,11 @@ pub(super) fn call(
         (ValueKind::Map | ValueKind::Seq, "copy") => {
             let [] = bind(method, arguments, [])?;
             Ok(value.clone())
+        }
+        (ValueKind::Map, "keys" | "values" | "items") => {
+            let [] = bind(method, arguments, [])?;
+            state.consume_fuel(value.len().unwrap_or(0) as u64)?;
+            View::of(value, method).ok_or_else(|| Error::from(ErrorKind::UnknownMethod))
         }
         (ValueKind::Seq, "index") => {
             let [item] = bind(method, arguments, ["value"])?;

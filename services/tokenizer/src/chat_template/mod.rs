@@ -1,4 +1,5 @@
-//! Chat templates: Jinja as transformers runs it (trimmed blocks, loop controls, Python's string methods), with fuel, so
+//! Chat templates: Jinja as transformers runs it (trimmed blocks, loop controls, generation blocks, values and their
+//! methods as Python has them: [`rewrite`], [`filters`], [`operators`], [`methods`], [`repr`]), with fuel, so
 //! that no template can run on, and on a stack of its own, so that none ends the process by being deep. What fuel does
 //! not see (comparing, joining and dropping values that contain one another a thousand times) a model's template may
 //! still do; a request's own one, where the server allows it, is rendered by a process of its own, whose memory and
@@ -10,6 +11,7 @@ mod deep_stack;
 mod environment;
 mod filters;
 mod isolated;
+mod literals;
 mod messages;
 mod methods;
 mod operators;
@@ -21,6 +23,7 @@ mod text_methods;
 mod tojson;
 mod tokens;
 mod value_tests;
+mod views;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

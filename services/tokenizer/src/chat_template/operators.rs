@@ -9,12 +9,14 @@ use minijinja::{Environment, Error, State, Value, tests};
 
 use super::arguments::{Arguments, invalid};
 use super::environment::{BYTES_A_FUEL, check_extent};
+use super::filters::{escaped, read_out};
 use super::{repr, text_methods};
 
 type Result<T> = std::result::Result<T, Error>;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("__iterated", iterated);
+    environment.add_filter("__add", add);
     environment.add_filter("__concat", concat);
     environment.add_filter("__percent", percent);
     environment.add_filter("__slice", slice);
@@ -33,9 +35,42 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     });
 }
 
-/// What a loop goes through: None has no items.
+/// What a loop goes through: None has no items, and a loop knows its length.
 fn iterated(value: Value) -> Result<Value> {
-    if value.is_none() { Err(invalid("None cannot be iterated over")) } else { Ok(value) }
+    if value.is_none() { Err(invalid("None cannot be iterated over")) } else { read_out(value) }
+}
+
+/// `a + b + c` in a template that marks texts as safe: beside such a one, others are escaped.
+fn add(state: &State, value: Value, others: Arguments) -> Result<Value> {
+    others.into_values().iter().try_fold(value, |sum, other| add_one(state, &sum, other))
+}
+
+fn add_one(state: &State, a: &Value, b: &Value) -> Result<Value> {
+    if let (Some(left), Some(right)) = (a.as_str(), b.as_str()) {
+        state.consume_fuel((left.len() + right.len()) as u64 / BYTES_A_FUEL)?;
+        return Ok(match (a.is_safe(), b.is_safe()) {
+            (false, false) => Value::from(format!("{left}{right}")),
+            (true, true) => Value::from_safe_string(format!("{left}{right}")),
+            (true, false) => Value::from_safe_string(format!("{left}{}", escaped(right))),
+            (false, true) => Value::from_safe_string(format!("{}{right}", escaped(left))),
+        });
+    }
+    let is_number = |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
+    match (a.kind(), b.kind()) {
+        _ if is_number(a) && is_number(b) => {
+            if repr::as_float(a).is_some() || repr::as_float(b).is_some() {
+                return Ok(Value::from(f64::try_from(a.clone())? + f64::try_from(b.clone())?));
+            }
+            let sum = i128::try_from(a.clone())?.checked_add(i128::try_from(b.clone())?);
+            sum.map(Value::from).ok_or_else(|| invalid("+ makes too large a number"))
+        }
+        (ValueKind::Seq, ValueKind::Seq) if a.is_tuple() == b.is_tuple() => {
+            state.consume_fuel((a.len().unwrap_or(0) + b.len().unwrap_or(0)) as u64)?;
+            let items: Vec<Value> = a.try_iter()?.chain(b.try_iter()?).collect();
+            Ok(if a.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) })
+        }
+        (a, b) => Err(invalid(format!("{a} and {b} cannot be added"))),
+    }
 }
 
 /// `a ~ b ~ c`.

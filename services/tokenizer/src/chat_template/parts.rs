@@ -57,9 +57,11 @@ fn form(template: &Template<'_, '_>, context: &Value, role: &str) -> ContentForm
     let of_text = written(Value::from(FIRST));
     // A list that is written out as one shows its keys.
     let num_keys = |written: &str| written.matches("text").count();
-    match (of_list.contains(FIRST), of_text.contains(FIRST)) {
-        (true, true) if num_keys(&of_list) <= num_keys(&of_text) => ContentForm::Any,
-        (true, false) => ContentForm::Parts,
+    let takes_list = of_list.contains(FIRST) && num_keys(&of_list) <= num_keys(&of_text);
+    match (takes_list && of_list.contains(SECOND), of_text.contains(FIRST)) {
+        (true, true) => ContentForm::Any,
+        (_, false) if takes_list => ContentForm::Parts,
+        // One that writes the first part only loses nothing of a text.
         _ => ContentForm::Text,
     }
 }

@@ -6,6 +6,8 @@ use std::fmt::Write;
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
+use super::views::View;
+
 /// Python's `str(value)`. How deep a value nests is the caller's to check.
 pub(super) fn text(value: &Value) -> Cow<'_, str> {
     match (value.as_str(), value.kind()) {
@@ -26,6 +28,9 @@ pub(super) fn push_repr(out: &mut String, value: &Value) {
     }
     if let Some(float) = as_float(value) {
         return out.push_str(&float_repr(float));
+    }
+    if let Some(view) = value.downcast_object_ref::<View>() {
+        return view.push_repr(out);
     }
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
@@ -80,7 +85,7 @@ fn push_text_repr(out: &mut String, text: &str) {
                 let code = u32::from(char);
                 let _ = match code {
                     ..=0xff => write!(out, "\\x{code:02x}"),
-                    ..=0xffff => write!(out, "\\u{code:04x}"),
+                    0x100..=0xffff => write!(out, "\\u{code:04x}"),
                     _ => write!(out, "\\U{code:08x}"),
                 };
             }

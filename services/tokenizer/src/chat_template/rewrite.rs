@@ -2,6 +2,7 @@
 //! `{% generation %}` blocks are scopes, and operators that the engine computes otherwise than Python are filters of ours
 //! ([`operators`](super::operators)). A tag that is not understood stays as it is: the engine says what is wrong with it.
 
+use super::literals;
 use super::tokens::{Kind, Token, tokenize};
 
 /// How deep expressions nest that are rewritten; the engine reads no deeper ones.
@@ -11,13 +12,14 @@ const MAX_DEPTH: usize = 150;
 pub(super) fn rewrite(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len() + source.len() / 8);
+    let marks_texts = source.contains("safe") || source.contains("escape");
     let mut rest = source.as_str();
     while let Some(start) = rest.find("{").filter(|start| start + 1 < rest.len()) {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
         let num_bytes = match tag.as_bytes()[1] {
             b'#' => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            b'{' | b'%' => rewrite_tag(tag, &mut out).unwrap_or(tag.len()),
+            b'{' | b'%' => rewrite_tag(tag, marks_texts, &mut out).unwrap_or(tag.len()),
             _ => 1,
         };
         if !matches!(tag.as_bytes()[1], b'{' | b'%') {
@@ -30,7 +32,7 @@ pub(super) fn rewrite(source: &str) -> String {
 }
 
 /// Writes one tag, a whole raw block included, and returns how long it was; none where it does not end.
-fn rewrite_tag(source: &str, out: &mut String) -> Option<usize> {
+fn rewrite_tag(source: &str, marks_texts: bool, out: &mut String) -> Option<usize> {
     let Some((tokens, end)) = tokenize(source) else {
         out.push_str(source);
         return None;
@@ -47,7 +49,7 @@ fn rewrite_tag(source: &str, out: &mut String) -> Option<usize> {
     let opening = 2 + usize::from(source[2..].starts_with(['-', '+']));
     out.push_str(&source[..opening]);
     let begun = out.len();
-    let mut tag = Tag { source, tokens: &tokens, next: 0, copied: opening, depth: 0, out };
+    let mut tag = Tag { source, tokens: &tokens, next: 0, copied: opening, depth: 0, marks_texts, out };
     if tag.statement_or_expression(source.starts_with("{%")).is_none() {
         tag.out.truncate(begun);
         tag.copied = opening;
@@ -81,6 +83,8 @@ struct Tag<'a> {
     next: usize,
     copied: usize,
     depth: usize,
+    /// Whether `+` may join a text that is marked as safe.
+    marks_texts: bool,
     out: &'a mut String,
 }
 
@@ -137,6 +141,20 @@ impl Tag<'_> {
                 "for" => self.loop_head()?,
                 _ => self.take()?,
             }
+        }
+        if !is_statement {
+            let start = self.out.len();
+            self.expression()?;
+            let is_tuple = self.is(",");
+            while self.take_if(",") && self.next < self.tokens.len() {
+                self.expression()?;
+            }
+            if is_tuple {
+                let items = self.written(start);
+                self.out.truncate(start);
+                self.out.extend(["(", &items, ")"]);
+            }
+            return (self.next == self.tokens.len()).then_some(());
         }
         // A statement is expressions and what stands between them: `set a, b = 1, 2`.
         while self.next < self.tokens.len() {
@@ -200,7 +218,8 @@ impl Tag<'_> {
     fn comparison(&mut self) -> Option<()> {
         let start = self.out.len();
         self.sum()?;
-        let (value, mut filter, mut num_operators, mut operand) = (self.written(start), None, 0, start);
+        let value_end = self.out.len();
+        let (mut filter, mut num_operators, mut operand) = (None, 0, value_end);
         loop {
             let is_negated = self.is("not") && self.peek(1).is_some_and(|token| token.text == "in");
             filter = match self.peek(0).filter(|token| token.kind != Kind::Text).map(|token| token.text) {
@@ -224,34 +243,49 @@ impl Tag<'_> {
             self.sum()?;
         }
         if let Some(filter) = filter {
-            let argument = self.written(operand);
+            let (value, argument) = (self.out[start..value_end].to_owned(), self.written(operand));
             self.call(start, filter, &value, &argument);
         }
         Some(())
     }
 
     fn sum(&mut self) -> Option<()> {
+        let start = self.out.len();
         self.concatenation()?;
-        while self.take_if("+") || self.take_if("-") {
-            self.concatenation()?;
+        loop {
+            if self.marks_texts && self.is("+") {
+                self.chain(start, "+", "__add", Self::concatenation)?;
+            } else if self.take_if("+") || self.take_if("-") {
+                self.concatenation()?;
+            } else {
+                return Some(());
+            }
         }
-        Some(())
     }
 
     /// `a ~ b ~ c`.
     fn concatenation(&mut self) -> Option<()> {
         let start = self.out.len();
         self.product()?;
-        if self.is("~") {
-            let value = self.written(start);
-            let others = self.out.len();
-            while self.is("~") {
-                self.replace(",")?;
-                self.product()?;
-            }
-            let others = self.written(others);
-            self.call(start, "__concat", &value, others.trim_start_matches([' ', '\n', '\t', ',']));
+        if self.is("~") { self.chain(start, "~", "__concat", Self::product) } else { Some(()) }
+    }
+
+    /// Operands behind a first one, all between the same operator, as the arguments of one filter.
+    fn chain(
+        &mut self,
+        start: usize,
+        operator: &str,
+        filter: &str,
+        operand: fn(&mut Self) -> Option<()>,
+    ) -> Option<()> {
+        let value = self.written(start);
+        let others = self.out.len();
+        while self.is(operator) {
+            self.replace(",")?;
+            operand(self)?;
         }
+        let others = self.written(others);
+        self.call(start, filter, &value, others.trim_start_matches([' ', '\n', '\t', ',']));
         Some(())
     }
 
@@ -328,8 +362,11 @@ impl Tag<'_> {
         let start = self.out.len();
         match self.peek(0)? {
             Token { kind: Kind::Text, .. } => {
-                while self.peek(0).is_some_and(|token| token.kind == Kind::Text) {
-                    self.take()?;
+                while let Some(token) = self.peek(0).filter(|token| token.kind == Kind::Text) {
+                    match literals::rewritten(token.text) {
+                        Some(literal) => self.replace(&literal)?,
+                        None => self.take()?,
+                    }
                 }
             }
             Token { kind: Kind::Name | Kind::Number, .. } => self.take()?,
@@ -410,5 +447,61 @@ impl Tag<'_> {
             self.call(start, "__slice", &value, &places.join(","));
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn operators_become_filters() {
+        for (source, expected) in [
+            ("{{ a % b }}", "{{(( a)|__percent( b)) }}"),
+            ("{{- a ~ b ~ 'c' -}}", "{{-(( a)|__concat(b , 'c')) -}}"),
+            ("{% if a < b + 1 %}", "{% if(( a)|__lt( b + 1)) %}"),
+            ("{% if not a not in b %}", "{% if not(( a)|__not_in( b)) %}"),
+            ("{{ a|safe + b - c + d }}", "{{(((( a|safe)|__add(b)) - c)|__add(d)) }}"),
+            ("{{ a[1:] }}", "{{(( a)|__slice(1,none,none)) }}"),
+            ("{{ f(x=a[::-1]).b }}", "{{ f(x=((a)|__slice(none,none,-1))).b }}"),
+            ("{{ a, b }}", "{{( a, b) }}"),
+            ("{{ '\\a\\/\\101\\U0001F600\\n\\\"' }}", "{{ '\u{7}\\\\/A😀\\n\"' }}"),
+            ("{{ +1 - +a }}", "{{ 1 - a }}"),
+            ("{% for a, b in c if d %}", "{% for a, b in(( c)|__iterated()) if d %}"),
+            ("{% for a in b recursive %}", "{% for a in(( b)|__iterated()) recursive %}"),
+            ("{%- generation -%}{% endgeneration %}", "{%- with -%}{% endwith %}"),
+            ("a\r\nb\rc", "a\nb\nc"),
+            ("{% raw %}\n{{ a % b }}{% endraw %}\n", "{% raw %}\n\n{{ a % b }}{% endraw %}\n"),
+        ] {
+            assert_eq!(rewrite(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn what_means_the_same_to_both_stays() {
+        for source in [
+            "{{ a.b['c'](d, e=1)|f(2)|g is not h and -i ** 2 == [1, (2,), {'k': 'v'}] }}",
+            "{% set a, b.c = 1, 'x' 'y' if d else none %}",
+            "{% macro m(a, b='%') %}{% endmacro %}{# a % b #}{ % } {{'{{'}}",
+            "{{ a < b < c }}",
+            // What the engine refuses, and then says why.
+            "{{ a % }}",
+            "{{ 'unfinished }}",
+            "{% for %}{% if %}{{ (",
+            "{{ a ~~ b }}",
+        ] {
+            assert_eq!(rewrite(source), source);
+        }
+        let deep = format!("{{{{ {}1{} }}}}", "(".repeat(2000), " % 2)".repeat(2000));
+        assert_eq!(rewrite(&deep), deep);
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_rewritten(source in r#"(\{\{|\}\}|\{%|%\}|\{#|#\}|[-+a1 é'"\\.,:~%<>=!|()\[\]{}\r\n]|in|if|not|for|is|raw|endraw){0,40}"#) {
+            let _ = rewrite(&source);
+        }
     }
 }

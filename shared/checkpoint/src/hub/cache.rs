@@ -90,19 +90,21 @@ impl ModelCache {
         }
     }
 
-    /// Gives a complete blob its name in a snapshot.
+    /// Gives a complete blob its name in a snapshot, in a folder of it where the name has one.
     pub(super) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<()> {
         let path = self.snapshot(commit).join(file);
         let failed = |source| HubError::Cache { path: path.clone(), source };
-        fs::create_dir_all(self.snapshot(commit)).map_err(failed)?;
-        let linked = match symlink(Path::new("../../blobs").join(etag), &path) {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+        let up = "../".repeat(2 + file.matches('/').count());
+        let blob = Path::new(&up).join("blobs").join(etag);
+        let linked = match symlink(&blob, &path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // A link to a blob that is gone: `exists` follows it.
                 if path.exists() {
                     return Ok(());
                 }
                 fs::remove_file(&path).map_err(failed)?;
-                symlink(Path::new("../../blobs").join(etag), &path)
+                symlink(&blob, &path)
             }
             linked => linked,
         };

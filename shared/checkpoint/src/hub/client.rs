@@ -66,6 +66,15 @@ impl Listing {
     pub(super) fn has(&self, file: &str) -> bool {
         self.siblings.iter().any(|sibling| sibling.name == file)
     }
+
+    /// The paths of a folder's files whose names end so.
+    pub(super) fn in_folder(&self, folder: &str, end: &str) -> impl Iterator<Item = &str> {
+        let names = self.siblings.iter().map(|sibling| sibling.name.as_str());
+        names.filter(move |name| {
+            let file = name.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/'));
+            file.is_some_and(|file| file.ends_with(end))
+        })
+    }
 }
 
 impl Client {

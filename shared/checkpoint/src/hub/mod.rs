@@ -17,7 +17,7 @@ use self::client::Client;
 pub use self::error::HubError;
 use self::id::HubId;
 use crate::files::Wanted;
-use crate::files::plain_name;
+use crate::files::{MAX_FOLDER_FILES, TEMPLATE_FOLDER, plain_name};
 use crate::weights::{INDEX_FILE, ShardIndex, WEIGHTS_FILE};
 use crate::{Error, ModelFiles, Result, foreign};
 
@@ -101,7 +101,10 @@ impl Hub {
         };
         let dir = cache.snapshot(&listing.commit);
         let fetch = |file: &str| {
-            plain_name(model, file)?;
+            plain_name(
+                model,
+                file.strip_prefix(TEMPLATE_FOLDER).map_or(file, |rest| rest.trim_start_matches('/')),
+            )?;
             if dir.join(file).exists() {
                 return Ok(());
             }
@@ -109,6 +112,9 @@ impl Hub {
             self.fetch(&client, &cache, &url, &listing.commit, file).map_err(|cause| error(file, cause))
         };
         for file in FILES.into_iter().chain(foreign::marks()).filter(|file| listing.has(file)) {
+            fetch(file)?;
+        }
+        for file in listing.in_folder(TEMPLATE_FOLDER, ".jinja").take(MAX_FOLDER_FILES) {
             fetch(file)?;
         }
         if wanted == Wanted::NoWeights {

@@ -26,6 +26,8 @@ fn sharded_model() -> BTreeMap<&'static str, Vec<u8>> {
         ("README.md", b"not for us".to_vec()),
         ("config.json", b"{}".to_vec()),
         ("tokenizer.json", b"{}".to_vec()),
+        ("additional_chat_templates/rag.jinja", b"rag".to_vec()),
+        ("additional_chat_templates/README.md", b"not for us".to_vec()),
         (INDEX_FILE, index.into()),
         ("1.safetensors", vec![1; 100_000]),
         ("2.safetensors", vec![2; 10]),
@@ -42,6 +44,9 @@ fn a_model_is_downloaded_once_and_found_without_the_hub() {
     assert_eq!(files.read("1.safetensors").unwrap().unwrap()[..], [1; 100_000]);
     assert_eq!(files.read("2.safetensors").unwrap().unwrap()[..], [2; 10]);
     assert!(files.read("tokenizer.json").unwrap().is_some());
+    let templates = files.read_folder(TEMPLATE_FOLDER, "jinja").unwrap();
+    let templates: Vec<_> = templates.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+    assert_eq!(templates, [("rag", b"rag".as_slice())]);
     for unwanted in ["README.md", "consolidated.safetensors"] {
         assert!(files.read(unwanted).unwrap().is_none(), "{unwanted}");
     }

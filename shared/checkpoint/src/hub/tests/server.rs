@@ -93,7 +93,7 @@ fn exchange(
 }
 
 pub(super) fn etag(file: &str) -> String {
-    format!("etag-of-{}", file.replace('.', "-"))
+    format!("etag-of-{}", file.replace(['.', '/'], "-"))
 }
 
 /// What the real hub answers.
