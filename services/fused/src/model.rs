@@ -13,6 +13,7 @@ use crate::reference_files::{self, ReferenceFiles};
 /// The patch vocabulary of a model directory.
 const PATCH_FILE: &str = "patch_vocabulary.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
+const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 macro_rules! demo_file {
     ($name:literal) => {
@@ -79,7 +80,33 @@ pub(crate) fn patch_embeddings(named: Option<&str>) -> anyhow::Result<Option<Pat
     }
 }
 
-/// The name clients use.
+/// The names clients may use, at least one.
+pub(crate) fn served_names(settings: &Settings, files: &ModelFiles) -> Vec<String> {
+    match &*settings.served_model_name {
+        [] => vec![files.name().to_owned()],
+        names => names.to_vec(),
+    }
+}
+
+/// The name that answers tell.
 pub(crate) fn served_name(settings: &Settings, files: &ModelFiles) -> String {
-    settings.served_model_name.clone().unwrap_or_else(|| files.name().to_owned())
+    settings.served_model_name.first().map_or(files.name(), String::as_str).to_owned()
+}
+
+/// Whose `generation_config.json` counts, if any does.
+pub(crate) fn generation_config(settings: &Settings, files: &ModelFiles) -> anyhow::Result<Option<ModelFiles>> {
+    match &*settings.generation_config {
+        "auto" => Ok(Some(files.clone())),
+        // The latter is vLLM's name for it.
+        "none" | "vllm" => Ok(None),
+        dir => {
+            let files = ModelFiles::open(Path::new(dir));
+            let problem = || format!("setting generation_config: `{dir}` is not auto, none or a directory");
+            let files = files.with_context(problem)?;
+            if files.read(GENERATION_CONFIG_FILE)?.is_none() {
+                anyhow::bail!("setting generation_config: `{dir}` has no {GENERATION_CONFIG_FILE}");
+            }
+            Ok(Some(files))
+        }
+    }
 }

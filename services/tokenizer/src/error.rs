@@ -13,6 +13,17 @@ pub enum Error {
     /// `tokenizer_config.json` is not what it should be.
     #[error("tokenizer_config.json cannot be parsed")]
     TokenizerConfig(#[source] serde_json::Error),
+    /// `generation_config.json` is not what it should be.
+    #[error("generation_config.json cannot be parsed")]
+    GenerationConfig(#[source] serde_json::Error),
+    /// `generation_config.json` recommends what no request may ask for.
+    #[error("generation_config.json: `{key}` is {value}, which is out of range; with generation_config = none it is not read")]
+    GenerationDefault {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// `chat_template.jinja` is not text.
     #[error("chat_template.jinja is not UTF-8")]
     ChatTemplate(#[source] std::str::Utf8Error),

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::Error;
 
-const FILE: &str = "tokenizer_config.json";
+pub(crate) const FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// What of `tokenizer_config.json` matters here; the rest, which is much, is for other programs.

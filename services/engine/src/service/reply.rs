@@ -211,6 +211,7 @@ pub(super) fn model_info(model: &ModelInfo) -> common::ModelInfo {
         device: Some(model.device.clone()),
         max_logprobs: Some(model.max_logprobs),
         created_unix_s: Some(model.created_unix_s),
+        ..common::ModelInfo::default()
     }
 }
 
