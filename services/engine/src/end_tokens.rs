@@ -57,12 +57,9 @@ fn named_by_config(config: &ModelConfig, patch: Option<&PatchVocabulary>) -> Res
 fn named_by_tokenizer(files: &ModelFiles, tokenizer_json: &[u8]) -> Result<Option<TokenId>, Error> {
     for file in FILES {
         let Some(bytes) = files.read(file)? else { continue };
-        let config: TokenizerConfig =
-            serde_json::from_slice(&bytes).map_err(|source| fused_checkpoint::Error::Json {
-                model: files.name().to_owned(),
-                file: file.to_owned(),
-                source,
-            })?;
+        let config: TokenizerConfig = serde_json::from_slice(&bytes).map_err(|source| {
+            fused_checkpoint::Error::Json { model: files.name().to_owned(), file: file.to_owned(), source }
+        })?;
         if let Some(TokenText::Text(text) | TokenText::Object { content: text }) = config.eos_token {
             return Ok(fused_vocabulary::base_token_id(tokenizer_json, &text)?);
         }

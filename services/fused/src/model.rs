@@ -94,7 +94,10 @@ pub(crate) fn served_name(settings: &Settings, files: &ModelFiles) -> String {
 }
 
 /// Whose `generation_config.json` counts, if any does.
-pub(crate) fn generation_config(settings: &Settings, files: &ModelFiles) -> anyhow::Result<Option<ModelFiles>> {
+pub(crate) fn generation_config(
+    settings: &Settings,
+    files: &ModelFiles,
+) -> anyhow::Result<Option<ModelFiles>> {
     match &*settings.generation_config {
         "auto" => Ok(Some(files.clone())),
         // The latter is vLLM's name for it.

@@ -152,7 +152,10 @@ impl<'a> Fields<'a> {
             let Some(value) = self.raw(name) else { continue };
             let meant = serde_json::from_str::<Value>(value.get()).ok();
             let is_neutral = |meant: &Value| {
-                is_off(meant) || neutral.iter().any(|neutral| serde_json::from_str(neutral).is_ok_and(|neutral| same(&neutral, meant)))
+                is_off(meant)
+                    || neutral.iter().any(|neutral| {
+                        serde_json::from_str(neutral).is_ok_and(|neutral| same(&neutral, meant))
+                    })
             };
             if !meant.as_ref().is_some_and(is_neutral) {
                 return Err(unsupported(&self.path(name)));
@@ -225,19 +228,19 @@ fn whole(value: &RawValue) -> Option<i64> {
 
 /// A value of one kind.
 pub(crate) fn parse<T: Kind>(path: &str, value: &RawValue) -> Result<T> {
-    serde_json::from_str(value.get()).or_else(|error| {
-        whole(value).and_then(T::from_whole).ok_or(error)
-    }).map_err(|error| {
-        // The one string that is none: half of a surrogate pair, escaped.
-        let message = error.to_string();
-        if message.contains("surrogate") || message.contains("hex escape") {
-            return Error::invalid(
-                path,
-                format!("{path} holds half of a surrogate pair, which is no character"),
-            );
-        }
-        wrong(path, T::EXPECTED, value)
-    })
+    serde_json::from_str(value.get())
+        .or_else(|error| whole(value).and_then(T::from_whole).ok_or(error))
+        .map_err(|error| {
+            // The one string that is none: half of a surrogate pair, escaped.
+            let message = error.to_string();
+            if message.contains("surrogate") || message.contains("hex escape") {
+                return Error::invalid(
+                    path,
+                    format!("{path} holds half of a surrogate pair, which is no character"),
+                );
+            }
+            wrong(path, T::EXPECTED, value)
+        })
 }
 
 /// An array of one kind.
@@ -309,7 +312,8 @@ mod tests {
 
     #[test]
     fn whole_numbers_are_integers_however_they_are_spelled() {
-        let mut fields = Fields::parse(br#"{"a": 16.0, "b": [1.0, 2e2], "c": 2.5, "d": 1e300, "e": -1.0}"#).unwrap();
+        let mut fields =
+            Fields::parse(br#"{"a": 16.0, "b": [1.0, 2e2], "c": 2.5, "d": 1e300, "e": -1.0}"#).unwrap();
         assert_eq!(fields.integer::<u32>("a", 1..=20).unwrap(), Some(16));
         assert_eq!(fields.array::<u32>("b").unwrap().unwrap(), [1, 200]);
         for name in ["c", "d"] {
@@ -322,7 +326,10 @@ mod tests {
     fn what_says_nothing_is_taken_and_what_asks_for_something_is_refused() {
         let refused = |value: &str| {
             let body = format!(r#"{{"a": {value}}}"#);
-            Fields::parse(body.as_bytes()).unwrap().refuse_unless_neutral(&[("a", &["0", r#"{"type": "text"}"#])]).is_err()
+            Fields::parse(body.as_bytes())
+                .unwrap()
+                .refuse_unless_neutral(&[("a", &["0", r#"{"type": "text"}"#])])
+                .is_err()
         };
         for value in ["null", "false", "\"\"", "[]", "{}", "0", "0.0", r#"{"type":"text"}"#] {
             assert!(!refused(value), "{value}");

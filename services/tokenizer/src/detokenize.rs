@@ -118,7 +118,11 @@ impl Sequence {
     }
 
     /// Takes the token that has ended the sequence, of which the text shows nothing unless that is asked for.
-    pub(crate) fn push_end(&mut self, vocabulary: &Vocabulary, token: SampledToken) -> (Piece, Option<String>) {
+    pub(crate) fn push_end(
+        &mut self,
+        vocabulary: &Vocabulary,
+        token: SampledToken,
+    ) -> (Piece, Option<String>) {
         if self.shows_end {
             return self.push(vocabulary, vec![token]);
         }
@@ -194,10 +198,12 @@ impl Sequence {
     /// The text has ended; what lies behind a cut stands at its end.
     fn release_all(&mut self, piece: &mut Piece) {
         let end = self.released.chars;
-        piece.tokens.extend(self.waiting.drain(..).map(|Waiting { token, .. }| PlacedToken {
-            text_offset: token.text_offset.min(end),
-            ..token
-        }));
+        piece.tokens.extend(
+            self.waiting.drain(..).map(|Waiting { token, .. }| PlacedToken {
+                text_offset: token.text_offset.min(end),
+                ..token
+            }),
+        );
     }
 }
 
@@ -319,6 +325,15 @@ mod tests {
             assert_eq!(offsets(&all), [0, 1, 2, 3, 4, 4, at_end]);
             assert_eq!(sequence.num_tokens(), 7);
         }
+    }
+
+    #[test]
+    fn what_was_held_back_leaves_once_where_a_token_ends_the_sequence() {
+        let mut sequence = sequence(&["STOP"], 0);
+        assert_eq!(sequence.push(vocabulary(), byte_tokens("ST")).0, Piece::default());
+        let (piece, _) = sequence.push_end(vocabulary(), SampledToken { id: TokenId(0), logprobs: None });
+        assert_eq!((piece.text.as_str(), offsets(&piece)), ("ST", vec![0, 1, 2]));
+        assert_eq!(sequence.finish(), (Piece::default(), None));
     }
 
     #[test]

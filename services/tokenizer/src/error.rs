@@ -17,7 +17,9 @@ pub enum Error {
     #[error("generation_config.json cannot be parsed")]
     GenerationConfig(#[source] serde_json::Error),
     /// `generation_config.json` recommends what no request may ask for.
-    #[error("generation_config.json: `{key}` is {value}, which is out of range; with generation_config = none it is not read")]
+    #[error(
+        "generation_config.json: `{key}` is {value}, which is out of range; with generation_config = none it is not read"
+    )]
     GenerationDefault {
         /// The key.
         key: &'static str,

@@ -264,11 +264,8 @@ impl Generation {
 
     /// Ends a sequence at a stop string. Its last token is the one that completed the string.
     fn stop(&mut self, sequence_idx: usize, string: String) {
-        let finish = Finish {
-            reason: FinishReason::Stop,
-            matched: Some(Matched::StopString(string)),
-            timings: None,
-        };
+        let finish =
+            Finish { reason: FinishReason::Stop, matched: Some(Matched::StopString(string)), timings: None };
         self.finish(sequence_idx, finish);
         // The engine knows of no stop strings. The last of its sequences ends with the stream.
         if let Some(engine) = &self.engine {

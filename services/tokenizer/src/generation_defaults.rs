@@ -37,7 +37,9 @@ impl GenerationDefaults {
     fn check(&self) -> Result<(), Error> {
         const POSITIVE: f32 = f32::MIN_POSITIVE;
         let in_range = |key, value: Option<f32>, range: RangeInclusive<f32>| match value {
-            Some(value) if !range.contains(&value) => Err(Error::GenerationDefault { key, value: value.to_string() }),
+            Some(value) if !range.contains(&value) => {
+                Err(Error::GenerationDefault { key, value: value.to_string() })
+            }
             _ => Ok(()),
         };
         in_range("temperature", self.temperature, 0.0..=2.0)?;
@@ -92,7 +94,10 @@ mod tests {
         let file = r#"{"temperature": 0.6, "top_k": -1, "top_p": null, "min_p": 0, "repetition_penalty": 1.05,
             "max_new_tokens": 7, "do_sample": false, "pad_token_id": 3}"#;
         let defaults = load(file).unwrap();
-        assert_eq!(defaults.describe(), "temperature 0.6, top_k -1, min_p 0, repetition_penalty 1.05, max_new_tokens 7");
+        assert_eq!(
+            defaults.describe(),
+            "temperature 0.6, top_k -1, min_p 0, repetition_penalty 1.05, max_new_tokens 7"
+        );
         let (mut sampling, mut stopping) = Default::default();
         defaults.fill(&mut sampling, &mut stopping);
         let filled = SamplingParams {
@@ -102,7 +107,7 @@ mod tests {
             repetition_penalty: Some(1.05),
             ..SamplingParams::default()
         };
-        assert_eq!((sampling, stopping.default_max_tokens), (filled, Some(7)));
+        assert_eq!((&sampling, stopping.default_max_tokens), (&filled, Some(7)));
         let own = SamplingParams { temperature: Some(1.5), top_k: Some(4), ..filled };
         let mut sampling = own.clone();
         defaults.fill(&mut sampling, &mut stopping);

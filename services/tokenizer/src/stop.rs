@@ -152,9 +152,10 @@ impl StopMatcher {
         self.push(text, out)
     }
 
-    /// Appends what was held back: the text has ended.
+    /// Appends what was held back: the text has ended. A text that goes on all the same begins anew.
     pub(crate) fn finish(&mut self, out: &mut String) {
         self.release(self.held.len(), out);
+        self.state = self.strings.automaton.as_ref().map(|automaton| automaton.start);
     }
 
     /// Appends what is shown of so many first bytes that were held back.
@@ -226,6 +227,8 @@ mod tests {
         assert_eq!(out, "xabc");
         matcher.finish(&mut out);
         assert_eq!(out, "xabcab");
+        assert_eq!(matcher.push("cd", &mut out), None, "nothing is left of what was held");
+        assert_eq!(out, "xabcabcd");
     }
 
     #[test]

@@ -156,7 +156,10 @@ mod tests {
             ("FUSED_PREFIX_CACHE", "false"),
         ])
         .unwrap();
-        assert_eq!((settings.served_model_name, &*settings.generation_config), (vec!["007".to_owned(), "b".to_owned()], "none"));
+        assert_eq!(
+            (settings.served_model_name, &*settings.generation_config),
+            (vec!["007".to_owned(), "b".to_owned()], "none")
+        );
         assert_eq!(settings.api_key, ["0123", "true"]);
         assert_eq!((settings.port, settings.trace_sample_ratio), (9000, 0.5));
         assert_eq!(settings.engine, ["http://a:1", "http://b:2"]);

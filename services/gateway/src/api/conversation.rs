@@ -85,7 +85,8 @@ fn check_parts(path: &str, parts: &[Value]) -> Result<(), Error> {
 fn tools(fields: &mut Fields<'_>) -> Result<Option<String>, Error> {
     let Some(tools) = fields.raw("tools") else { return Ok(None) };
     check_objects("tools", tools)?;
-    Ok(Some(tools.get().to_owned()).filter(|_| parse_items("tools", tools).is_ok_and(|tools| !tools.is_empty())))
+    Ok(Some(tools.get().to_owned())
+        .filter(|_| parse_items("tools", tools).is_ok_and(|tools| !tools.is_empty())))
 }
 
 /// Refuses tools that the model might call. It may see them, but what it writes comes back as text: an agent that waits for
@@ -99,7 +100,9 @@ pub(super) fn check_tool_choice(choice: Option<&RawValue>, has_tools: bool) -> R
             r#""auto""# if has_tools => "tools",
             r#""auto""# => return Ok(()),
             asked if asked == r#""required""# || asked.starts_with('{') => "tool_choice",
-            _ => return Err(wrong("tool_choice", "\"none\", \"auto\", \"required\" or a tool's name", choice)),
+            _ => {
+                return Err(wrong("tool_choice", "\"none\", \"auto\", \"required\" or a tool's name", choice));
+            }
         },
     };
     let message = format!(
@@ -174,13 +177,18 @@ mod tests {
     fn tools_are_seen_and_never_called() {
         let param = |choice: Option<&str>, has_tools| {
             let choice = choice.map(|choice| serde_json::from_str::<Box<RawValue>>(choice).unwrap());
-            check_tool_choice(choice.as_deref(), has_tools).err().map(|error| error.param().unwrap().to_owned())
+            check_tool_choice(choice.as_deref(), has_tools)
+                .err()
+                .map(|error| error.param().unwrap().to_owned())
         };
         for choice in [None, Some(r#""auto""#), Some(r#""none""#)] {
             assert_eq!(param(choice, false), None, "{choice:?}");
         }
         assert_eq!(param(Some(r#""none""#), true), None);
-        assert_eq!([None, Some(r#""auto""#)].map(|choice| param(choice, true)), ["tools", "tools"].map(|p| Some(p.to_owned())));
+        assert_eq!(
+            [None, Some(r#""auto""#)].map(|choice| param(choice, true)),
+            ["tools", "tools"].map(|p| Some(p.to_owned()))
+        );
         for choice in [r#""required""#, r#"{"type": "function", "function": {"name": "f"}}"#, "7"] {
             assert_eq!(param(Some(choice), true).as_deref(), Some("tool_choice"));
         }

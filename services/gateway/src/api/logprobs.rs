@@ -27,7 +27,10 @@ pub(super) enum TokenLabels {
 
 impl CompletionLogprobs {
     /// Positions, whose offsets count from the start of the choice's text, an echoed prompt included.
-    pub(super) fn new<'a>(positions: impl IntoIterator<Item = &'a TextLogprobs>, labels: TokenLabels) -> Self {
+    pub(super) fn new<'a>(
+        positions: impl IntoIterator<Item = &'a TextLogprobs>,
+        labels: TokenLabels,
+    ) -> Self {
         let mut logprobs = Self::default();
         for position in positions {
             let token = position.token.as_ref();
@@ -173,7 +176,8 @@ mod tests {
         let ids = serde_json::to_value(CompletionLogprobs::new([&position], TokenLabels::Ids)).unwrap();
         assert_eq!(ids["tokens"], json!(["token_id:1"]));
         assert_eq!(ids["top_logprobs"], json!([{"token_id:1": -0.5}]));
-        let by_id = serde_json::to_value(ChatLogprobs::new(vec![position.clone()], TokenLabels::Ids)).unwrap();
+        let by_id =
+            serde_json::to_value(ChatLogprobs::new(vec![position.clone()], TokenLabels::Ids)).unwrap();
         assert_eq!(by_id["content"][0]["top_logprobs"][1]["token"], "token_id:1");
         let chat = serde_json::to_value(ChatLogprobs::new(vec![position], TokenLabels::Texts)).unwrap();
         assert_eq!(chat["content"][0]["bytes"], json!([0xe2, 0x80]));

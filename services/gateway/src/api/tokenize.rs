@@ -59,7 +59,12 @@ fn read(fields: &mut Fields<'_>) -> std::result::Result<(TokenizeRequest, FieldN
     let has_strings = fields.take("return_token_strs")?.unwrap_or(false);
     ignore_rest(fields);
     let prompt = Some(Prompt { prompt: Some(prompt), add_special_tokens });
-    let request = TokenizeRequest { model, prompt, return_token_pieces: Some(has_strings), ..TokenizeRequest::default() };
+    let request = TokenizeRequest {
+        model,
+        prompt,
+        return_token_pieces: Some(has_strings),
+        ..TokenizeRequest::default()
+    };
     Ok((request, names))
 }
 

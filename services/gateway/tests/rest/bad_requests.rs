@@ -204,7 +204,13 @@ async fn bodies_are_refused_by_the_field_at_fault() {
         ),
         (CHAT, chat(r#""tools": [7]"#), invalid, Some("tools[0]"), "an object, got 7"),
         (CHAT, chat(r#""tools": [{}]"#), unsupported, Some("tools"), "\"tool_choice\": \"none\""),
-        (CHAT, chat(r#""tools": [{}], "tool_choice": "auto""#), unsupported, Some("tools"), "calls are not read"),
+        (
+            CHAT,
+            chat(r#""tools": [{}], "tool_choice": "auto""#),
+            unsupported,
+            Some("tools"),
+            "calls are not read",
+        ),
         (
             CHAT,
             chat(r#""tools": [{}], "tool_choice": "required""#),

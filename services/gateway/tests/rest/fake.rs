@@ -10,8 +10,8 @@ use fused_proto::text::v1::generate_response::Message;
 use fused_proto::text::v1::text_generation_server::TextGeneration;
 use fused_proto::text::v1::{
     DetokenizeRequest, DetokenizeResponse, FinishInfo, GenerateRequest, GenerateResponse, GetModelRequest,
-    PromptInfo, RenderChatRequest, RenderChatResponse, TextIncrement, TextLogprobs, TextToken,
-    GetTokenizerInfoRequest, TokenizeRequest, TokenizeResponse, TokenizerInfo, Usage,
+    GetTokenizerInfoRequest, PromptInfo, RenderChatRequest, RenderChatResponse, TextIncrement, TextLogprobs,
+    TextToken, TokenizeRequest, TokenizeResponse, TokenizerInfo, Usage,
 };
 use fused_status::{Code, Error};
 use futures_util::stream::{BoxStream, iter, pending};

@@ -12,8 +12,8 @@ use fused_proto::common::v1::ModelInfo;
 use fused_proto::text::v1::text_generation_server::TextGeneration;
 use fused_proto::text::v1::{
     DetokenizeRequest, DetokenizeResponse, GenerateRequest, GenerateResponse, GetModelRequest,
-    GetTokenizerInfoRequest, TokenizerInfo,
-    RenderChatRequest, RenderChatResponse, TokenizeRequest, TokenizeResponse,
+    GetTokenizerInfoRequest, RenderChatRequest, RenderChatResponse, TokenizeRequest, TokenizeResponse,
+    TokenizerInfo,
 };
 use fused_status::{Code, Error, Result};
 use fused_transport::MAX_MESSAGE_BYTES;
@@ -154,7 +154,8 @@ impl TextService {
         let model = self.core.engines.model()?;
         match name {
             Some(name) if name != model.name && !model.aliases.iter().any(|alias| alias == name) => {
-                let served = std::iter::once(&model.name).chain(&model.aliases).map(|name| format!("`{name}`"));
+                let served =
+                    std::iter::once(&model.name).chain(&model.aliases).map(|name| format!("`{name}`"));
                 let served = served.collect::<Vec<_>>().join(", ");
                 let message = format!("The model `{name:.256}` does not exist; served here: {served}");
                 Err(Error::new(Code::ModelNotFound, message).with_param("model"))

@@ -68,7 +68,8 @@ impl TokenPieces {
     pub(super) fn num_message_bytes(&self) -> usize {
         let bytes = |id: &TokenId| MAX_SPELLING * self.core.vocabulary.token_bytes(*id).len();
         let num_strings = self.strings.num_a_token();
-        let strings = if num_strings > 0 { num_strings * self.ids.iter().map(bytes).sum::<usize>() } else { 0 };
+        let strings =
+            if num_strings > 0 { num_strings * self.ids.iter().map(bytes).sum::<usize>() } else { 0 };
         strings + WIRE_BYTES * self.ids.len()
     }
 

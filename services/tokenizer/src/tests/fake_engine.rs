@@ -212,9 +212,11 @@ fn answer(step: Step) -> Result<GenerateResponse, Status> {
             cached_prompt_tokens: Some(3),
             ..PromptInfo::default()
         }),
-        Step::Tokens(sequence, token_ids) => {
-            Message::Tokens(TokenIncrement { sequence_idx: Some(sequence), token_ids, ..TokenIncrement::default() })
-        }
+        Step::Tokens(sequence, token_ids) => Message::Tokens(TokenIncrement {
+            sequence_idx: Some(sequence),
+            token_ids,
+            ..TokenIncrement::default()
+        }),
         Step::TokensWithLogprobs(sequence, token_ids) => Message::Tokens(TokenIncrement {
             sequence_idx: Some(sequence),
             logprobs: token_ids.iter().map(|id| logprobs(*id, Some(-1.0))).collect(),

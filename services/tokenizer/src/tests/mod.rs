@@ -172,7 +172,11 @@ async fn text_goes_in_and_out_and_is_counted() {
     let answer = service.run(text(prompt)).await.unwrap();
 
     assert_eq!(answer.texts, [" the current directory.\n> More information: <https://www."]);
-    assert_eq!(answer.token_ids, [&*output, &[END]].concat(), "the ending token is one, though it has no text");
+    assert_eq!(
+        answer.token_ids,
+        [&*output, &[END]].concat(),
+        "the ending token is one, though it has no text"
+    );
     let info = answer.prompt.unwrap();
     assert_eq!(
         (info.prompt_tokens() as usize, &info.token_ids, info.text),
@@ -327,7 +331,10 @@ async fn an_ending_token_is_part_of_the_text_where_that_is_asked_for() {
         let skip_special_tokens = Some(skip_special_tokens);
         let request = GenerateRequest { stop: Some(stop), skip_special_tokens, ..text("x") };
         let answer = service.run(request).await.unwrap();
-        assert_eq!((&*answer.texts[0], answer.token_ids.last(), answer.completion_tokens()), (expected, Some(&END), 2));
+        assert_eq!(
+            (&*answer.texts[0], answer.token_ids.last(), answer.completion_tokens()),
+            (expected, Some(&END), 2)
+        );
     }
 }
 
@@ -635,11 +642,12 @@ async fn a_long_answer_comes_in_pieces() {
         let request = TokenizeRequest {
             prompt: Some(text_prompt(prompt)),
             return_token_texts: Some(true),
+            return_token_pieces: Some(true),
             model: None,
         };
         let whole = client.tokenize(request.clone()).await.unwrap().into_inner();
         let mut pieces = client.tokenize_stream(request).await.unwrap().into_inner();
-        let (mut ids, mut texts, mut num_pieces) = (Vec::new(), String::new(), 0);
+        let (mut ids, mut texts, mut spelled, mut num_pieces) = (Vec::new(), String::new(), String::new(), 0);
         while let Some(piece) = pieces.message().await.unwrap() {
             assert!(piece.token_ids.len() <= 4096 && piece.token_texts.len() <= 4096);
             let is_first = num_pieces == 0;
@@ -648,14 +656,16 @@ async fn a_long_answer_comes_in_pieces() {
             assert_eq!(counts, if is_first { expected } else { (None, None, None) });
             ids.extend(piece.token_ids);
             texts.extend(piece.token_texts);
+            spelled.extend(piece.token_pieces);
             num_pieces += 1;
         }
         assert_eq!((ids.len(), &*texts), (whole.num_tokens() as usize, prompt));
+        assert_eq!(spelled, prompt.replace(' ', "Ġ"), "as the tokenizer's file spells them");
         assert_eq!(ids, whole.token_ids);
         assert_eq!(num_pieces > 1, prompt.len() > 10, "{num_pieces}");
     }
     let prompt = Some(text_prompt(&"a b".repeat(1 << 20)));
-    let huge = TokenizeRequest { prompt, return_token_texts: Some(true), model: None };
+    let huge = TokenizeRequest { prompt, return_token_texts: Some(true), ..TokenizeRequest::default() };
     let error = Error::from(client.tokenize(huge.clone()).await.unwrap_err());
     assert_eq!((error.code(), error.param()), (Code::InvalidArgument, Some("prompt")), "{error}");
     assert!(client.tokenize_stream(huge).await.unwrap().into_inner().message().await.unwrap().is_some());
@@ -688,8 +698,11 @@ async fn tokenizing_detokenizing_rendering_and_the_model() {
     let mut client = service.client.clone();
 
     let prompt = "# tar\n\n> Archiving utility.\n> More information: <https://www.";
-    let request =
-        TokenizeRequest { prompt: Some(text_prompt(prompt)), return_token_texts: Some(true), model: None };
+    let request = TokenizeRequest {
+        prompt: Some(text_prompt(prompt)),
+        return_token_texts: Some(true),
+        ..TokenizeRequest::default()
+    };
     let tokenized = client.tokenize(request).await.unwrap().into_inner();
     assert_eq!(tokenized.token_ids, ids(prompt));
     assert_eq!(tokenized.token_texts.concat(), prompt);

@@ -70,7 +70,10 @@ mod tests {
         let id = |file: &str, text: &str| base_token_id(file.as_bytes(), text).unwrap().map(|id| id.0);
         let bpe = r#"{"added_tokens": [{"id": 9, "content": "<e>"}, {"content": "b"}],
             "model": {"vocab": {"a": 0, "b": 1, "<e>": 2, "c": -1}}}"#;
-        assert_eq!(["a", "b", "<e>", "c", "d"].map(|text| id(bpe, text)), [Some(0), Some(1), Some(9), None, None]);
+        assert_eq!(
+            ["a", "b", "<e>", "c", "d"].map(|text| id(bpe, text)),
+            [Some(0), Some(1), Some(9), None, None]
+        );
         let unigram = r#"{"model": {"vocab": [["<u>", 0.0], ["a", -1.5]]}}"#;
         assert_eq!(["a", "<u>", "b"].map(|text| id(unigram, text)), [Some(1), Some(0), None]);
         assert_eq!(id("[]", "a"), None);
