@@ -184,6 +184,24 @@ class Completions(Case):
             self.assertAlmostEqual(top[token], logprob, places=5)
             self.assertEqual(max(top.values()), top[token], "greedy takes the likeliest")
 
+    def test_the_ending_token_has_its_logprob(self):
+        # After a whole example a page ends.
+        options = {"prompt": "`ls {{path}}`\n", "max_tokens": 4, "logprobs": 1, "extra_body": {"return_token_ids": True}}
+        whole = self.complete(echo=True, **options)
+        choice = whole.choices[0]
+        self.assertEqual(choice.finish_reason, "stop")
+        self.assertEqual(len(choice.logprobs.tokens), whole.usage.prompt_tokens + whole.usage.completion_tokens)
+        self.assertEqual(choice.logprobs.text_offset[-1], len(choice.text))
+        ids = choice.model_extra["token_ids"]
+        self.assertEqual(len(ids), whole.usage.completion_tokens)
+        chunks = list(self.complete(stream=True, **options))
+        streamed = [chunk.choices[0] for chunk in chunks]
+        logprobs = [lp for piece in streamed if piece.logprobs for lp in piece.logprobs.token_logprobs]
+        self.assertEqual(logprobs, choice.logprobs.token_logprobs[whole.usage.prompt_tokens :])
+        self.assertEqual([id for piece in streamed for id in piece.model_extra.get("token_ids") or []], ids)
+        stopped = self.complete(prompt=PROMPT, stop=["\n"], logprobs=0)
+        self.assertEqual(len(stopped.choices[0].logprobs.tokens), stopped.usage.completion_tokens)
+
     def test_echo_scores_a_prompt(self):
         answer = self.complete(echo=True, max_tokens=0, logprobs=1)
         choice = answer.choices[0]
@@ -244,13 +262,38 @@ class Chat(Case):
     def test_logprobs(self):
         whole = self.chat(logprobs=True, top_logprobs=3, max_tokens=8)
         content = whole.choices[0].logprobs.content
-        self.assertEqual(len(content), whole.usage.completion_tokens - (whole.choices[0].finish_reason == "stop"))
+        self.assertEqual(len(content), whole.usage.completion_tokens)
+        chunks = self.chat(logprobs=True, top_logprobs=3, max_tokens=8, stream=True)
+        logprobs = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+        self.assertEqual([position for logprob in logprobs for position in logprob.content], content)
         for position in content:
             self.assertLessEqual(position.logprob, 0)
             self.assertEqual(len(position.top_logprobs), 3)
             self.assertEqual(position.top_logprobs[0].token, position.token, "greedy takes the likeliest")
         text = b"".join(bytes(position.bytes) for position in content).decode(errors="replace")
         self.assertTrue(text.strip().startswith(whole.choices[0].message.content.strip()[:4]))
+
+    def test_an_agents_two_turns(self):
+        # What an agent sends that has had two calls answered, and wants text now; nothing of it is edited.
+        def call(number, arguments):
+            function = {"name": "run", "arguments": json.dumps(arguments)}
+            return {"role": "assistant", "content": None, "tool_calls": [{"id": f"call_{number}", "type": "function", "function": function}]}
+
+        parameters = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
+        tools = [{"type": "function", "function": {"name": "run", "description": "Runs a command.", "parameters": parameters}}]
+        history = list(MESSAGES)
+        for number, command in enumerate(("git status", "git log")):
+            history.append(call(number, {"command": command}))
+            history.append({"role": "tool", "tool_call_id": f"call_{number}", "content": "nothing to commit"})
+            answer = self.chat(messages=history, tools=tools, tool_choice="none", extra_body={"min_tokens": 4})
+            message = answer.choices[0].message
+            self.assertTrue(message.content)
+            self.assertIsNone(message.tool_calls)
+            # As frameworks send it back.
+            history.append(message.model_dump(exclude_none=True))
+        history += [{"role": "assistant", "content": None}, *MESSAGES]
+        answer = self.chat(messages=history, tools=[], extra_body={"min_tokens": 4})
+        self.assertTrue(answer.choices[0].message.content)
 
     def test_content_in_parts(self):
         parts = [{"role": "user", "content": [{"type": "text", "text": "git commit"}]}]
@@ -309,6 +352,14 @@ class Errors(Case):
         self.assertEqual(error.param, "messages")
         error = self.refused(openai.BadRequestError, self.chat, response_format={"type": "json_object"})
         self.assertEqual((error.param, error.code), ("response_format", "unsupported"))
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+        for param, options in {
+            "tools": {"tools": tools},
+            "tool_choice": {"tools": tools, "tool_choice": "required"},
+            "regex": {"extra_body": {"regex": "[0-9]+"}},
+        }.items():
+            error = self.refused(openai.BadRequestError, self.chat, **options)
+            self.assertEqual((error.param, error.code), (param, "unsupported"), options)
 
     def test_unknown_token_id(self):
         error = self.refused(openai.BadRequestError, self.complete, prompt=[4_000_000_000])
@@ -326,6 +377,7 @@ class Errors(Case):
         for stream in (False, True):
             error = self.refused(openai.NotFoundError, self.chat, model="no-such-model", stream=stream)
             self.assertEqual(error.code, "model_not_found")
+            self.assertIn(self.model, error.message)
 
     def test_large_body(self):
         error = self.refused(openai.APIStatusError, self.complete, prompt="a" * (10 << 20))

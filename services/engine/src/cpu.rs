@@ -7,6 +7,7 @@ use fused_vocabulary::import::PatchEmbeddings;
 use fused_vocabulary::{Fingerprint, PatchVocabulary, TokenId};
 
 use crate::config::{KvNeeds, KvPlan, PageRules};
+use crate::end_tokens::end_tokens;
 use crate::engine::unix_seconds;
 use crate::kv::KvCache;
 use crate::runner::Runner;
@@ -110,30 +111,11 @@ impl Adapted {
         if let Some(max_model_len) = max_model_len {
             config.limit_context(max_model_len);
         }
-        let fingerprint = vocabulary_fingerprint(files, patch.as_ref())?;
-        let eos_token_ids = eos_token_ids(&config, patch.as_ref())?;
+        let tokenizer = fused_adaptation::tokenizer_json(files)?;
+        let fingerprint = fused_vocabulary::fingerprint(&tokenizer, patch.as_ref())?;
+        let eos_token_ids = end_tokens(files, &config, patch.as_ref(), &tokenizer)?;
         Ok(Self { config, patch, fingerprint, eos_token_ids })
     }
-}
-
-fn vocabulary_fingerprint(files: &ModelFiles, patch: Option<&PatchVocabulary>) -> Result<Fingerprint, Error> {
-    let tokenizer = fused_adaptation::tokenizer_json(files)?;
-    Ok(fused_vocabulary::fingerprint(&tokenizer, patch)?)
-}
-
-/// The model's own ids. A checkpoint that was saved adapted already names those; an unadapted one names base ids.
-fn eos_token_ids(config: &ModelConfig, patch: Option<&PatchVocabulary>) -> Result<Vec<TokenId>, Error> {
-    let named = config.eos_token_ids.iter().copied().map(TokenId);
-    let Some(patch) = patch.filter(|_| config.vocabulary_fingerprint.is_none()) else {
-        return Ok(named.collect());
-    };
-    // The builder never removes a special token; a file made by others may.
-    let removed = |id| {
-        let problem =
-            format!("has no token for {id}, which ends the model's output; build it without removing that");
-        Error::setting("patch_vocabulary", problem)
-    };
-    named.map(|id| patch.model_id(id).ok_or_else(|| removed(id))).collect()
 }
 
 fn dtype_name(dtype: Dtype) -> &'static str {
@@ -141,47 +123,5 @@ fn dtype_name(dtype: Dtype) -> &'static str {
         Dtype::F32 => "float32",
         Dtype::F16 => "float16",
         Dtype::Bf16 => "bfloat16",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use fused_vocabulary::{Mode, NToken, PatchContent, Removed, Segmentation};
-
-    use super::*;
-
-    /// Removes the base token 3.
-    fn patch() -> PatchVocabulary {
-        let parts = vec![TokenId(0), TokenId(1)];
-        let content = PatchContent {
-            base_tokenizer: fused_vocabulary::fingerprint(&tokenizer(), None).unwrap(),
-            mode: Mode::Replace,
-            segmentation: Segmentation::Greedy,
-            model_ids: [Some(0), Some(1), Some(2), None, Some(4)].map(|id| id.map(TokenId)).into(),
-            removed: vec![Removed { id: TokenId(3), parts: parts.clone(), text: String::new() }],
-            n_tokens: vec![NToken { id: TokenId(3), base: parts, text: String::new() }],
-        };
-        PatchVocabulary::new(content).unwrap()
-    }
-
-    fn files() -> ModelFiles {
-        ModelFiles::open(&fused_testkit::model_dir("demo-llama")).unwrap()
-    }
-
-    fn tokenizer() -> Vec<u8> {
-        files().read("tokenizer.json").unwrap().unwrap().to_vec()
-    }
-
-    #[test]
-    fn a_patch_without_the_models_end_of_sequence_is_refused_by_its_id() {
-        let ends_with =
-            |ids: &[u32]| ModelConfig { eos_token_ids: ids.into(), ..ModelConfig::parse(&files()).unwrap() };
-        assert_eq!(eos_token_ids(&ends_with(&[0, 4]), Some(&patch())).unwrap(), [TokenId(0), TokenId(4)]);
-        let error = eos_token_ids(&ends_with(&[0, 3]), Some(&patch())).unwrap_err();
-        assert!(error.to_string().starts_with("patch_vocabulary has no token for 3,"), "{error}");
-        // An adapted checkpoint names its own ids: 3 is the n-token there.
-        let adapted = ModelConfig { vocabulary_fingerprint: Some(String::new()), ..ends_with(&[3]) };
-        assert_eq!(eos_token_ids(&adapted, Some(&patch())).unwrap(), [TokenId(3)]);
-        assert_eq!(eos_token_ids(&ends_with(&[3]), None).unwrap(), [TokenId(3)]);
     }
 }

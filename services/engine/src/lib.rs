@@ -13,6 +13,7 @@ mod core;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod end_tokens;
 mod engine;
 mod error;
 mod events;

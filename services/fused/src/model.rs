@@ -17,6 +17,7 @@ use crate::reference_files::{self, ReferenceFiles};
 const PATCH_FILE: &str = "patch_vocabulary.json";
 /// What is read of a chat template's file; the tokenizer takes less.
 const MAX_TEMPLATE_FILE_BYTES: u64 = 1 << 20;
+const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 macro_rules! demo_file {
     ($name:literal) => {
@@ -102,7 +103,36 @@ pub(crate) fn chat_template(given: &str) -> anyhow::Result<String> {
     read().with_context(|| format!("setting chat_template: the file `{given}` cannot be read"))
 }
 
-/// The name clients use.
+/// The names clients may use, at least one.
+pub(crate) fn served_names(settings: &Settings, files: &ModelFiles) -> Vec<String> {
+    match &*settings.served_model_name {
+        [] => vec![files.name().to_owned()],
+        names => names.to_vec(),
+    }
+}
+
+/// The name that answers tell.
 pub(crate) fn served_name(settings: &Settings, files: &ModelFiles) -> String {
-    settings.served_model_name.clone().unwrap_or_else(|| files.name().to_owned())
+    settings.served_model_name.first().map_or(files.name(), String::as_str).to_owned()
+}
+
+/// Whose `generation_config.json` counts, if any does.
+pub(crate) fn generation_config(
+    settings: &Settings,
+    files: &ModelFiles,
+) -> anyhow::Result<Option<ModelFiles>> {
+    match &*settings.generation_config {
+        "auto" => Ok(Some(files.clone())),
+        // The latter is vLLM's name for it.
+        "none" | "vllm" => Ok(None),
+        dir => {
+            let files = ModelFiles::open(Path::new(dir));
+            let problem = || format!("setting generation_config: `{dir}` is not auto, none or a directory");
+            let files = files.with_context(problem)?;
+            if files.read(GENERATION_CONFIG_FILE)?.is_none() {
+                anyhow::bail!("setting generation_config: `{dir}` has no {GENERATION_CONFIG_FILE}");
+            }
+            Ok(Some(files))
+        }
+    }
 }

@@ -32,6 +32,10 @@ pub(crate) struct Backend(Arc<Fleet<Text>>);
 #[derive(Debug, PartialEq)]
 pub(crate) struct Model {
     pub(crate) id: String,
+    /// Other names under which it is served.
+    pub(crate) aliases: Vec<String>,
+    /// The model's own name.
+    pub(crate) root: String,
     /// Changes with the vocabulary: the same seed then means another text.
     pub(crate) system_fingerprint: String,
     pub(crate) max_model_len: Option<u32>,
@@ -168,10 +172,12 @@ impl From<ModelInfo> for Model {
         let fingerprint = info.vocabulary_fingerprint();
         let shown = fingerprint.get(..SHOWN_FINGERPRINT_LEN).unwrap_or(fingerprint);
         Self {
-            id: info.id().to_owned(),
             system_fingerprint: format!("fused-{shown}"),
             max_model_len: info.max_model_len,
             created_unix_s: info.created_unix_s(),
+            root: info.root.as_ref().or(info.id.as_ref()).cloned().unwrap_or_default(),
+            id: info.id.unwrap_or_default(),
+            aliases: info.aliases,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::ops::{Bound, RangeInclusive};
 
 use fused_status::{Code, Error};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -24,6 +25,11 @@ pub(crate) struct Fields<'a> {
 pub(crate) trait Kind: DeserializeOwned {
     /// After "must be".
     const EXPECTED: &'static str;
+
+    /// What a number that is no integer by its spelling stands for; none: nothing of this kind.
+    fn from_whole(_: i64) -> Option<Self> {
+        None
+    }
 }
 
 impl Kind for bool {
@@ -37,11 +43,19 @@ impl Kind for f64 {
 }
 impl Kind for i64 {
     const EXPECTED: &'static str = "an integer";
+
+    fn from_whole(number: i64) -> Option<Self> {
+        Some(number)
+    }
 }
 impl Kind for u32 {
     const EXPECTED: &'static str = "an integer from 0 to 4294967295";
+
+    fn from_whole(number: i64) -> Option<Self> {
+        Self::try_from(number).ok()
+    }
 }
-impl Kind for serde_json::Map<String, serde_json::Value> {
+impl Kind for serde_json::Map<String, Value> {
     const EXPECTED: &'static str = "an object";
 }
 
@@ -131,15 +145,19 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Refuses the request where one of these fields is set to anything but its neutral values: the answer would not be
-    /// what was asked for.
+    /// Refuses the request where one of these fields is set to anything but its neutral values or to what says nothing: the
+    /// answer would not be what was asked for.
     pub(crate) fn refuse_unless_neutral(&mut self, fields: &[(&str, &[&str])]) -> Result<()> {
         for (name, neutral) in fields {
             let Some(value) = self.raw(name) else { continue };
-            let meant = serde_json::from_str::<serde_json::Value>(value.get()).ok();
-            let is_neutral =
-                meant.is_some() && neutral.iter().any(|neutral| serde_json::from_str(neutral).ok() == meant);
-            if !is_neutral {
+            let meant = serde_json::from_str::<Value>(value.get()).ok();
+            let is_neutral = |meant: &Value| {
+                is_off(meant)
+                    || neutral.iter().any(|neutral| {
+                        serde_json::from_str(neutral).is_ok_and(|neutral| same(&neutral, meant))
+                    })
+            };
+            if !meant.as_ref().is_some_and(is_neutral) {
                 return Err(unsupported(&self.path(name)));
             }
         }
@@ -179,19 +197,50 @@ impl NumberRange {
     }
 }
 
+/// What clients send for a field that they leave alone.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(_) => false,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// Whether two values are the same, however a number is spelled.
+fn same(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => one.as_f64() == other.as_f64(),
+        _ => one == other,
+    }
+}
+
+/// The integer that a number such as `16.0` or `1e2` stands for: some clients know no others.
+fn whole(value: &RawValue) -> Option<i64> {
+    /// Beyond it not every integer is a floating-point number.
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+    let number: f64 = serde_json::from_str(value.get()).ok()?;
+    #[expect(clippy::cast_possible_truncation, reason = "it is whole and within the bounds")]
+    (number.fract() == 0.0 && number.abs() <= MAX_EXACT).then_some(number as i64)
+}
+
 /// A value of one kind.
 pub(crate) fn parse<T: Kind>(path: &str, value: &RawValue) -> Result<T> {
-    serde_json::from_str(value.get()).map_err(|error| {
-        // The one string that is none: half of a surrogate pair, escaped.
-        let message = error.to_string();
-        if message.contains("surrogate") || message.contains("hex escape") {
-            return Error::invalid(
-                path,
-                format!("{path} holds half of a surrogate pair, which is no character"),
-            );
-        }
-        wrong(path, T::EXPECTED, value)
-    })
+    serde_json::from_str(value.get())
+        .or_else(|error| whole(value).and_then(T::from_whole).ok_or(error))
+        .map_err(|error| {
+            // The one string that is none: half of a surrogate pair, escaped.
+            let message = error.to_string();
+            if message.contains("surrogate") || message.contains("hex escape") {
+                return Error::invalid(
+                    path,
+                    format!("{path} holds half of a surrogate pair, which is no character"),
+                );
+            }
+            wrong(path, T::EXPECTED, value)
+        })
 }
 
 /// An array of one kind.
@@ -259,6 +308,35 @@ mod tests {
         assert_eq!(fields.take::<i64>("a").unwrap(), None);
         assert_eq!(fields.take::<i64>("b").unwrap(), Some(2));
         assert_eq!(fields.take::<i64>("b").unwrap(), None);
+    }
+
+    #[test]
+    fn whole_numbers_are_integers_however_they_are_spelled() {
+        let mut fields =
+            Fields::parse(br#"{"a": 16.0, "b": [1.0, 2e2], "c": 2.5, "d": 1e300, "e": -1.0}"#).unwrap();
+        assert_eq!(fields.integer::<u32>("a", 1..=20).unwrap(), Some(16));
+        assert_eq!(fields.array::<u32>("b").unwrap().unwrap(), [1, 200]);
+        for name in ["c", "d"] {
+            assert!(fields.take::<i64>(name).unwrap_err().message().contains("must be an integer"));
+        }
+        assert!(fields.take::<u32>("e").is_err());
+    }
+
+    #[test]
+    fn what_says_nothing_is_taken_and_what_asks_for_something_is_refused() {
+        let refused = |value: &str| {
+            let body = format!(r#"{{"a": {value}}}"#);
+            Fields::parse(body.as_bytes())
+                .unwrap()
+                .refuse_unless_neutral(&[("a", &["0", r#"{"type": "text"}"#])])
+                .is_err()
+        };
+        for value in ["null", "false", "\"\"", "[]", "{}", "0", "0.0", r#"{"type":"text"}"#] {
+            assert!(!refused(value), "{value}");
+        }
+        for value in ["true", "1", r#""x""#, "[0]", r#"{"type": "json_object"}"#, "1e999"] {
+            assert!(refused(value), "{value}");
+        }
     }
 
     #[test]

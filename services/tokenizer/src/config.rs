@@ -1,11 +1,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fused_checkpoint::ModelFiles;
+
 /// Settings of the tokenizer.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name the model is served under; none: what the engines call it.
-    pub model_name: Option<String>,
+    /// The names the model is served under, of which answers tell the first; none: what the engines call it.
+    pub model_names: Vec<String>,
+    /// Whose `generation_config.json` says how requests are sampled that do not say it themselves; none: no file's.
+    pub generation_config: Option<ModelFiles>,
     /// Threads that render chat templates and encode.
     pub encode_threads: usize,
     /// Texts waiting for such a thread; one more is refused with 429.
@@ -28,7 +32,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            model_name: None,
+            model_names: Vec::new(),
+            generation_config: None,
             encode_threads: 2,
             max_waiting_texts: 1024,
             max_text_memory_bytes: 256 << 20,

@@ -31,6 +31,19 @@ pub enum Error {
     /// The chat template that is given in place of the model's cannot be used.
     #[error("the chat template that the setting chat_template gives cannot be used: {0}")]
     GivenChatTemplate(String),
+    /// `generation_config.json` is not what it should be.
+    #[error("generation_config.json cannot be parsed")]
+    GenerationConfig(#[source] serde_json::Error),
+    /// `generation_config.json` recommends what no request may ask for.
+    #[error(
+        "generation_config.json: `{key}` is {value}, which is out of range; with generation_config = none it is not read"
+    )]
+    GenerationDefault {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// `tokenizer_config.json` names a token that the tokenizer does not have.
     #[error("tokenizer_config.json asks for {field} {token:?}, which tokenizer.json does not have")]
     UnknownToken {

@@ -56,6 +56,15 @@ pub(crate) fn encoder_panicked() {
     error!("a prompt's template or encoding panicked");
 }
 
+/// How requests are sampled that do not say it themselves.
+pub(crate) fn generation_defaults(defaults: &str) {
+    if defaults.is_empty() {
+        info!("no sampling defaults of a generation_config.json are in force");
+    } else {
+        info!("sampling defaults in force, of generation_config.json: {defaults}");
+    }
+}
+
 /// A generation ended with its usage known.
 pub(crate) fn finished(prompt_tokens: usize, completion_tokens: usize, base_tokens: usize) {
     counter!("fused_tokenizer_prompt_tokens_total").increment(prompt_tokens as u64);

@@ -218,15 +218,11 @@ impl Generation {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Tokens { sequence_idx, tokens } => {
-                let running = &mut self.sequences[sequence_idx];
-                // What is on its way when a stop string is hit is not looked at.
-                if !running.is_done {
-                    let (piece, hit) = running.sequence.push(&self.core.vocabulary, tokens);
-                    self.emit(sequence_idx, piece);
-                    if let Some(string) = hit {
-                        self.stop(sequence_idx, string);
-                    }
+            Event::Tokens { sequence_idx, mut tokens, last_ends } => {
+                let end = if last_ends { tokens.pop() } else { None };
+                self.take_tokens(sequence_idx, |sequence, vocabulary| sequence.push(vocabulary, tokens));
+                if let Some(end) = end {
+                    self.take_tokens(sequence_idx, |sequence, vocabulary| sequence.push_end(vocabulary, end));
                 }
             }
             Event::Finish { sequence_idx, finish } => {
@@ -244,6 +240,23 @@ impl Generation {
         }
     }
 
+    /// What is on its way when a stop string is hit is not looked at.
+    fn take_tokens(
+        &mut self,
+        sequence_idx: usize,
+        take: impl FnOnce(&mut Sequence, &Vocabulary) -> (Piece, Option<String>),
+    ) {
+        let running = &mut self.sequences[sequence_idx];
+        if running.is_done {
+            return;
+        }
+        let (piece, hit) = take(&mut running.sequence, &self.core.vocabulary);
+        self.emit(sequence_idx, piece);
+        if let Some(string) = hit {
+            self.stop(sequence_idx, string);
+        }
+    }
+
     fn emit(&mut self, sequence_idx: usize, piece: Piece) {
         if !piece.text.is_empty() || !piece.tokens.is_empty() {
             self.ready.push_back(Output::Text { sequence_idx, piece });
@@ -252,12 +265,8 @@ impl Generation {
 
     /// Ends a sequence at a stop string. Its last token is the one that completed the string.
     fn stop(&mut self, sequence_idx: usize, string: String) {
-        let finish = Finish {
-            reason: FinishReason::Stop,
-            matched: Some(Matched::StopString(string)),
-            num_tokens: self.sequences[sequence_idx].sequence.num_tokens(),
-            timings: None,
-        };
+        let finish =
+            Finish { reason: FinishReason::Stop, matched: Some(Matched::StopString(string)), timings: None };
         self.finish(sequence_idx, finish);
         // The engine knows of no stop strings. The last of its sequences ends with the stream.
         if let Some(engine) = &self.engine {
@@ -269,11 +278,9 @@ impl Generation {
         let running = &mut self.sequences[sequence_idx];
         running.is_done = true;
         self.num_running -= 1;
-        // The token that ended the sequence, if one did, is in no increment; it is one base token too.
-        let num_unseen = finish.num_tokens.saturating_sub(running.sequence.num_tokens());
-        self.usage.num_completion_tokens += running.sequence.num_tokens() + num_unseen;
-        self.usage.num_completion_base_tokens += running.sequence.num_base_tokens() + num_unseen;
-        let Finish { reason, matched, timings, .. } = finish;
+        self.usage.num_completion_tokens += running.sequence.num_tokens();
+        self.usage.num_completion_base_tokens += running.sequence.num_base_tokens();
+        let Finish { reason, matched, timings } = finish;
         self.ready.push_back(Output::Finish { sequence_idx, reason, matched, timings });
         if self.num_running == 0 {
             let usage = self.usage;

@@ -14,6 +14,7 @@ mod engines;
 mod error;
 mod events;
 mod generate;
+mod generation_defaults;
 mod prompt;
 mod prompt_ids;
 mod service;
@@ -22,6 +23,7 @@ mod stop;
 mod text_memory;
 mod tokenizer;
 mod tokenizer_config;
+mod tokenizer_info;
 
 #[cfg(test)]
 mod tests;

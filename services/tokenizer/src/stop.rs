@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use aho_corasick::automaton::{Automaton, StateID};
@@ -67,6 +68,7 @@ impl StopStrings {
             state: self.automaton.as_ref().map(|automaton| automaton.start),
             strings: self.clone(),
             held: String::new(),
+            hidden: Vec::new(),
         }
     }
 }
@@ -103,9 +105,16 @@ pub(crate) struct StopMatcher {
     strings: StopStrings,
     state: Option<StateID>,
     held: String,
+    /// Where in it no output shows the text.
+    hidden: Vec<Range<usize>>,
 }
 
 impl StopMatcher {
+    /// What happens to the stop string itself.
+    pub(crate) fn text(&self) -> StopText {
+        self.strings.text
+    }
+
     /// Takes text and appends what is certain to be part of the output. A hit is the stop string that is complete first;
     /// then nothing is held any more, and nothing may be pushed.
     pub(crate) fn push(&mut self, text: &str, out: &mut String) -> Option<String> {
@@ -117,27 +126,49 @@ impl StopMatcher {
         self.held.push_str(text);
         for (end, byte) in (num_held + 1..).zip(text.bytes()) {
             state = automaton.nfa.next_state(Anchored::No, state, byte);
-            if let Some(hit) = automaton.longest_match(state).map(|idx| &self.strings.strings[idx]) {
-                let end = match self.strings.text {
-                    StopText::Cut => end - hit.len(),
-                    StopText::Include => end,
-                };
-                out.push_str(&self.held[..end]);
+            if let Some(idx) = automaton.longest_match(state) {
+                let hit = self.strings.strings[idx].clone();
+                self.release(end - hit.len(), out);
+                if self.strings.text == StopText::Include {
+                    out.push_str(&hit);
+                }
                 self.held.clear();
-                return Some(hit.clone());
+                self.hidden.clear();
+                return Some(hit);
             }
         }
         self.state = Some(state);
         // The beginning of a stop string begins at a character, in the string and so in the text.
         let num_certain = self.held.len() - automaton.depths.get(&state).copied().unwrap_or(0);
-        out.push_str(&self.held[..num_certain]);
-        self.held.drain(..num_certain);
+        self.release(num_certain, out);
         None
     }
 
-    /// Appends what was held back: the text has ended.
+    /// Takes text in which stop strings are looked for, though the output does not show it: that of a special token.
+    pub(crate) fn push_hidden(&mut self, text: &str, out: &mut String) -> Option<String> {
+        self.state?;
+        let start = self.held.len();
+        self.hidden.push(start..start + text.len());
+        self.push(text, out)
+    }
+
+    /// Appends what was held back: the text has ended. A text that goes on all the same begins anew.
     pub(crate) fn finish(&mut self, out: &mut String) {
-        out.push_str(&std::mem::take(&mut self.held));
+        self.release(self.held.len(), out);
+        self.state = self.strings.automaton.as_ref().map(|automaton| automaton.start);
+    }
+
+    /// Appends what is shown of so many first bytes that were held back.
+    fn release(&mut self, num_bytes: usize, out: &mut String) {
+        let mut shown = 0;
+        for hidden in &mut self.hidden {
+            out.push_str(&self.held[shown..hidden.start.min(num_bytes)]);
+            shown = hidden.end.min(num_bytes);
+            *hidden = hidden.start.saturating_sub(num_bytes)..hidden.end.saturating_sub(num_bytes);
+        }
+        out.push_str(&self.held[shown..num_bytes]);
+        self.hidden.retain(|hidden| !hidden.is_empty());
+        self.held.drain(..num_bytes);
     }
 }
 
@@ -196,6 +227,8 @@ mod tests {
         assert_eq!(out, "xabc");
         matcher.finish(&mut out);
         assert_eq!(out, "xabcab");
+        assert_eq!(matcher.push("cd", &mut out), None, "nothing is left of what was held");
+        assert_eq!(out, "xabcabcd");
     }
 
     #[test]
@@ -203,6 +236,28 @@ mod tests {
         let mut out = String::new();
         let hit = strings(&["b", "ab"], StopText::Include).matcher().push("xaby", &mut out);
         assert_eq!((out.as_str(), hit.as_deref()), ("xab", Some("ab")));
+    }
+
+    #[test]
+    fn hidden_text_is_matched_and_not_shown() {
+        let mut matcher = strings(&["a<x>b", "<y>"], StopText::Cut).matcher();
+        let mut out = String::new();
+        assert_eq!(matcher.push("1a", &mut out), None);
+        assert_eq!(matcher.push_hidden("<x>", &mut out), None);
+        assert_eq!(out, "1", "what may become a stop string is held back");
+        assert_eq!(matcher.push("c2a", &mut out), None);
+        assert_eq!(out, "1ac2");
+        assert_eq!(matcher.push_hidden("<x>", &mut out), None);
+        assert_eq!(matcher.push("b3", &mut out).as_deref(), Some("a<x>b"));
+        assert_eq!(out, "1ac2");
+        let mut matcher = strings(&["<y>"], StopText::Include).matcher();
+        let mut out = String::new();
+        assert_eq!(matcher.push_hidden("<x>", &mut out), None);
+        assert_eq!(matcher.push_hidden("<y>", &mut out).as_deref(), Some("<y>"));
+        assert_eq!(out, "<y>", "it was asked for");
+        let mut out = String::new();
+        assert_eq!(strings(&[], StopText::Cut).matcher().push_hidden("<x>", &mut out), None);
+        assert_eq!(out, "");
     }
 
     #[test]

@@ -12,9 +12,11 @@ use tokio::sync::watch;
 use crate::chat_template::{ChatTemplates, RequestTemplates};
 use crate::encode::EncodePool;
 use crate::engines::{Engines, Model};
+use crate::generation_defaults::GenerationDefaults;
 use crate::prompt::{Prompt, PromptEncoder};
 use crate::special_tokens::Affixes;
 use crate::tokenizer_config::TokenizerConfig;
+use crate::tokenizer_info::tokenizer_info;
 use crate::{Config, Error, TextService, events};
 
 /// A running tokenizer.
@@ -30,6 +32,11 @@ pub(crate) struct Core {
     pub(crate) encoder: Arc<PromptEncoder>,
     pub(crate) pool: EncodePool,
     pub(crate) engines: Engines,
+    pub(crate) generation_defaults: GenerationDefaults,
+    /// The answer to whoever asks about the tokenizer, JSON.
+    pub(crate) info: String,
+    /// The model's own name.
+    pub(crate) root: String,
     ids: RequestIds,
 }
 
@@ -65,8 +72,20 @@ impl Tokenizer {
             EncodePool::new(config.encode_threads, config.max_waiting_texts, config.max_text_memory_bytes)?;
         let fingerprint = vocabulary.fingerprint();
         let engines =
-            Engines::start(engines, fingerprint, config.model_name, config.engine_check_interval, lifecycle);
-        let core = Core { vocabulary, encoder: Arc::new(encoder), pool, engines, ids: RequestIds::new() };
+            Engines::start(engines, fingerprint, config.model_names, config.engine_check_interval, lifecycle);
+        let generation_defaults =
+            config.generation_config.as_ref().map(GenerationDefaults::load).transpose()?.unwrap_or_default();
+        events::generation_defaults(&generation_defaults.describe());
+        let core = Core {
+            vocabulary,
+            encoder: Arc::new(encoder),
+            pool,
+            engines,
+            generation_defaults,
+            info: tokenizer_info(files, &tokenizer_config, config.chat_template.as_deref())?.to_string(),
+            root: files.name().to_owned(),
+            ids: RequestIds::new(),
+        };
         Ok(Self { core: Arc::new(core), lifecycle: lifecycle.clone() })
     }
 

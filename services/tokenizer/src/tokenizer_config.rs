@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 
-const FILE: &str = "tokenizer_config.json";
+pub(crate) const FILE: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Where the processors of older models keep theirs.

@@ -14,9 +14,10 @@ pub(crate) const PREFIX: &str = "FUSED_";
 pub(crate) const SOURCE: &str = "the environment";
 
 /// Settings whose value is text, however much it looks like a number: a key `007` is not `7`.
-pub(crate) const TEXTS: [&str; 20] = [
+pub(crate) const TEXTS: [&str; 21] = [
     "model",
     "served_model_name",
+    "generation_config",
     "patch_vocabulary",
     "device",
     "load_format",
@@ -144,7 +145,8 @@ mod tests {
     #[test]
     fn texts_stay_texts_and_numbers_become_numbers() {
         let settings = settings(&[
-            ("FUSED_SERVED_MODEL_NAME", "007"),
+            ("FUSED_SERVED_MODEL_NAME", "007,b"),
+            ("FUSED_GENERATION_CONFIG", "none"),
             ("FUSED_API_KEY", "0123,true"),
             ("FUSED_PORT", "9000"),
             ("FUSED_TRACE_SAMPLE_RATIO", "0.5"),
@@ -155,7 +157,10 @@ mod tests {
             ("FUSED_PREFIX_CACHE", "false"),
         ])
         .unwrap();
-        assert_eq!(settings.served_model_name.as_deref(), Some("007"));
+        assert_eq!(
+            (settings.served_model_name, &*settings.generation_config),
+            (vec!["007".to_owned(), "b".to_owned()], "none")
+        );
         assert_eq!(settings.api_key, ["0123", "true"]);
         assert_eq!((settings.port, settings.trace_sample_ratio), (9000, 0.5));
         assert_eq!(settings.engine, ["http://a:1", "http://b:2"]);

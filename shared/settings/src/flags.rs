@@ -17,10 +17,14 @@ pub struct EngineFlags {
     #[arg(long, aliases = ["model_name", "model-path", "model-id"], value_name = "DIR_OR_ID", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
-    /// The name clients use [default: the directory's name or the hub id]
-    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    /// Names clients may use; answers tell the first [default: the directory's name or the hub id]
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    served_model_name: Vec<String>,
+    /// Sampling defaults: auto, the model's generation_config.json; none; or a directory with one [default: auto]
+    #[arg(long, value_name = "auto|none|DIR", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    served_model_name: Option<String>,
+    generation_config: Option<String>,
     /// Patch vocabulary; `none` switches off the one in the model directory
     #[arg(long, alias = "patch_tokenizer_path", value_name = "FILE", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]

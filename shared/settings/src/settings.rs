@@ -11,9 +11,13 @@ pub struct Settings {
     /// A model directory or a hub id `ORG/NAME[@REVISION]`; none: the demo model in this binary.
     #[serde(deserialize_with = "optional_text")]
     pub model: Option<String>,
-    /// The name clients use; none: the directory's name or the hub id.
-    #[serde(deserialize_with = "optional_text")]
-    pub served_model_name: Option<String>,
+    /// The names clients may use, of which answers tell the first; none: the directory's name or the hub id.
+    #[serde(deserialize_with = "list")]
+    pub served_model_name: Vec<String>,
+    /// Where the sampling comes from that a request leaves open: `auto`, the model's generation_config.json; `none`, no file;
+    /// or a directory with such a file.
+    #[serde(deserialize_with = "text")]
+    pub generation_config: String,
     /// A patch vocabulary file; `none` switches off the one in the model directory.
     #[serde(deserialize_with = "optional_text")]
     pub patch_vocabulary: Option<String>,
@@ -143,7 +147,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model: None,
-            served_model_name: None,
+            served_model_name: Vec::new(),
+            generation_config: "auto".to_owned(),
             patch_vocabulary: None,
             device: "auto".to_owned(),
             load_format: "auto".to_owned(),
@@ -215,7 +220,6 @@ impl Settings {
         comment("api_key", secret);
         let unset = [
             ("model", self.model.is_none()),
-            ("served_model_name", self.served_model_name.is_none()),
             ("patch_vocabulary", self.patch_vocabulary.is_none()),
             ("max_model_len", self.max_model_len.is_none()),
             ("max_num_sequences", self.max_num_sequences.is_none()),

@@ -64,7 +64,9 @@ impl Decoder {
         }
     }
 
-    fn skips(&self, vocabulary: &Vocabulary, id: TokenId) -> bool {
+    /// Whether a token leaves no trace in the text.
+    #[must_use]
+    pub fn skips(&self, vocabulary: &Vocabulary, id: TokenId) -> bool {
         self.special == SpecialText::Skip && vocabulary.is_special(id)
     }
 

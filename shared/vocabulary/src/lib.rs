@@ -27,6 +27,7 @@ mod segment;
 mod token;
 mod vocabulary;
 
+pub use base::base_token_id;
 pub use decoder::{Decoder, SpecialText};
 pub use documents::work_in_order;
 pub use encoder::Encoder;

@@ -168,6 +168,12 @@ impl Vocabulary {
         &self.bytes[start..token.bytes_end]
     }
 
+    /// The token as `tokenizer.json` spells it, such as `Ġthe`; the pieces of an n-token joined. Empty for an unknown id.
+    #[must_use]
+    pub fn token_piece(&self, id: TokenId) -> String {
+        self.expand(&[id]).into_iter().filter_map(|id| self.base.text(id)).collect()
+    }
+
     /// Whether the token is no part of the text's meaning, as `<s>`.
     #[must_use]
     pub fn is_special(&self, id: TokenId) -> bool {

@@ -161,7 +161,7 @@ impl Request {
         self.prompt.len()
     }
 
-    /// Tokens of a sequence's output, without the one that ended it.
+    /// Tokens of a sequence's output.
     pub(super) fn num_output(&self, sequence_idx: u32) -> usize {
         let sequence = self.sequences.get(sequence_idx as usize);
         sequence.map_or(0, |sequence| sequence.num_output(&self.prompt))
@@ -319,20 +319,17 @@ impl Request {
         let drawn = Some(Drawn { is_first: sequence.first_token.is_none(), latency });
         sequence.first_token.get_or_insert(now);
         sequence.last_token = Some(now);
-        let num_output = sequence.num_output(&self.prompt);
-        let end = match self.request.stopping.ends(token.token, num_output) {
-            Some(reason) => Some(End::Finished(reason)),
-            None => {
-                sequence.tokens.push(token.token);
-                if let Some(occurrences) = &mut sequence.occurrences {
-                    occurrences.push_output(token.token);
-                }
-                let is_last = self.max_tokens.is_some_and(|max_tokens| num_output + 1 >= max_tokens);
-                match self.events.send(Event::Token { sequence_idx, token }) {
-                    Err(error) => Some(End::NotSent(error)),
-                    Ok(()) => is_last.then_some(End::Finished(FinishReason::Length)),
-                }
-            }
+        let num_before = sequence.num_output(&self.prompt);
+        let ending = self.request.stopping.ends(token.token, num_before);
+        sequence.tokens.push(token.token);
+        if let Some(occurrences) = &mut sequence.occurrences {
+            occurrences.push_output(token.token);
+        }
+        let is_last = self.max_tokens.is_some_and(|max_tokens| num_before + 1 >= max_tokens);
+        let reason = ending.or(is_last.then_some(FinishReason::Length));
+        let end = match self.events.send(Event::Token { sequence_idx, token, ends: ending.is_some() }) {
+            Err(error) => Some(End::NotSent(error)),
+            Ok(()) => reason.map(End::Finished),
         };
         (drawn, end)
     }
@@ -341,8 +338,7 @@ impl Request {
     pub(super) fn finish(&mut self, sequence_idx: u32, reason: FinishReason) {
         let Some(sequence) = self.sequences.get_mut(sequence_idx as usize) else { return };
         sequence.is_finished = true;
-        let ended_by_token = matches!(reason, FinishReason::Eos(_) | FinishReason::StopToken(_));
-        let num_tokens = sequence.num_output(&self.prompt) + usize::from(ended_by_token);
+        let num_tokens = sequence.num_output(&self.prompt);
         (sequence.tokens, sequence.has_prompt, sequence.occurrences) = (Vec::new(), false, None);
         let timings = sequence.timings(self.arrived);
         self.events.finish(Finish { sequence_idx, reason, num_tokens, timings });

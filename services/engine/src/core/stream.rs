@@ -20,8 +20,8 @@ use crate::sampler::{SampledToken, TokenLogprobs};
 pub(crate) enum Event {
     /// Once, before the first token. `num_cached` of the tokens were computed by other requests.
     Prompt { num_tokens: usize, num_cached: usize, logprobs: Option<PromptLogprobs> },
-    /// A drawn token of one sequence.
-    Token { sequence_idx: u32, token: SampledToken },
+    /// A drawn token of one sequence. `ends`: it is an end or stop token, and the sequence's last.
+    Token { sequence_idx: u32, token: SampledToken, ends: bool },
     /// Once a sequence, its last.
     Finish(Finish),
 }

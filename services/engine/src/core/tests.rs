@@ -164,7 +164,7 @@ impl Client {
 
     fn tokens(&self, sequence_idx: u32) -> Vec<TokenId> {
         let tokens = self.heard.iter().filter_map(|event| match event {
-            Event::Token { sequence_idx: idx, token } if *idx == sequence_idx => Some(token.token),
+            Event::Token { sequence_idx: idx, token, .. } if *idx == sequence_idx => Some(token.token),
             _ => None,
         });
         tokens.collect()
@@ -196,10 +196,10 @@ pub(crate) fn alone(prompt: &[u32], sequence_idx: u32, max_tokens: usize) -> (Ve
     let mut context: Vec<_> = prompt.iter().copied().map(TokenId).collect();
     for _ in 0..max_tokens {
         let token = next_token(&context, sequence_idx, &[]);
+        context.push(token);
         if token == EOS {
             return (context.split_off(prompt.len()), FinishReason::Eos(EOS));
         }
-        context.push(token);
     }
     (context.split_off(prompt.len()), FinishReason::Length)
 }

@@ -63,6 +63,8 @@ pub(crate) struct ValidGenerateRequest {
 pub(crate) struct Stopping {
     /// As given. What holds in the end is known when the prompt is: see [`ValidPromptChunk`].
     pub(crate) max_tokens: Option<usize>,
+    /// Where none are given; other than those it need not fit into the context.
+    pub(crate) default_max_tokens: usize,
     pub(crate) min_tokens: usize,
     /// End-of-sequence tokens; empty where the request ignores them.
     pub(crate) eos_token_ids: Vec<TokenId>,

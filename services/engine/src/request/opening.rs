@@ -110,7 +110,7 @@ fn biases(given: std::collections::HashMap<u32, f32>, limits: Limits<'_>) -> Res
 }
 
 fn stopping(params: StoppingParams, limits: Limits<'_>) -> Result<Stopping> {
-    let StoppingParams { max_tokens, min_tokens, stop_token_ids, ignore_eos } = params;
+    let StoppingParams { max_tokens, min_tokens, stop_token_ids, ignore_eos, default_max_tokens } = params;
     let min_tokens = min_tokens.unwrap_or(0);
     if let Some(max_tokens) = max_tokens.filter(|max_tokens| min_tokens > *max_tokens) {
         let message = format!("min_tokens is {min_tokens}, over max_tokens, which is {max_tokens}");
@@ -124,6 +124,7 @@ fn stopping(params: StoppingParams, limits: Limits<'_>) -> Result<Stopping> {
     let ignore_eos = ignore_eos.unwrap_or(false);
     Ok(Stopping {
         max_tokens: max_tokens.map(|max_tokens| max_tokens as usize),
+        default_max_tokens: default_max_tokens.map_or(usize::MAX, |default| default.max(min_tokens) as usize),
         min_tokens: min_tokens as usize,
         eos_token_ids: if ignore_eos { Vec::new() } else { limits.model.eos_token_ids.clone() },
         stop_token_ids,

@@ -30,6 +30,7 @@ pub(crate) struct PromptReader {
     vocab_size: usize,
     max_model_len: usize,
     max_tokens: Option<usize>,
+    default_max_tokens: usize,
     num_prompt_logprobs: Option<u32>,
     num_tokens: usize,
     /// Of the prompt until now, where penalties ask for them.
@@ -42,6 +43,7 @@ impl PromptReader {
             vocab_size: limits.model.vocab_size,
             max_model_len: limits.model.max_model_len,
             max_tokens: request.stopping.max_tokens,
+            default_max_tokens: request.stopping.default_max_tokens,
             num_prompt_logprobs: request.num_prompt_logprobs,
             num_tokens: 0,
             occurrences: request.sampling.has_penalties().then(PromptOccurrences::default),
@@ -73,7 +75,7 @@ impl PromptReader {
             return Err(Error::invalid("prompt", message));
         }
         let left = self.max_model_len - self.num_tokens;
-        let max_tokens = self.max_tokens.map_or(left, |max_tokens| max_tokens.min(left));
+        let max_tokens = self.max_tokens.unwrap_or(self.default_max_tokens).min(left);
         if let Some(occurrences) = &mut self.occurrences {
             occurrences.extend(&tokens);
         }

@@ -115,7 +115,7 @@ impl ReplyStream {
                     self.told_prompt = true;
                     self.answer(Message::PromptInfo(prompt_info(num_tokens, num_cached, logprobs)));
                 }
-                Event::Token { sequence_idx, token } => self.take_token(sequence_idx, token),
+                Event::Token { sequence_idx, token, ends } => self.take_token(sequence_idx, token, ends),
                 Event::Finish(finish) => {
                     self.num_unfinished = self.num_unfinished.saturating_sub(1);
                     self.answer(Message::Finish(finish_info(&finish, &self.fingerprint)));
@@ -125,18 +125,18 @@ impl ReplyStream {
         self.taken = taken;
     }
 
-    fn take_token(&mut self, sequence_idx: u32, token: SampledToken) {
+    fn take_token(&mut self, sequence_idx: u32, token: SampledToken, ends: bool) {
         self.num_tokens += 1;
         let begun = self.increments.get(sequence_idx as usize).copied().flatten();
         let message = begun.and_then(|place| self.ready.get_mut(place)?.message.as_mut());
         if let Some(Message::Tokens(tokens)) = message {
-            return append(tokens, token);
+            return append(tokens, token, ends);
         }
         if let Some(increment) = self.increments.get_mut(sequence_idx as usize) {
             *increment = Some(self.ready.len());
         }
         let mut tokens = TokenIncrement { sequence_idx: Some(sequence_idx), ..TokenIncrement::default() };
-        append(&mut tokens, token);
+        append(&mut tokens, token, ends);
         self.answer(Message::Tokens(tokens));
     }
 
@@ -145,9 +145,10 @@ impl ReplyStream {
     }
 }
 
-fn append(tokens: &mut TokenIncrement, token: SampledToken) {
+fn append(tokens: &mut TokenIncrement, token: SampledToken, ends: bool) {
     tokens.token_ids.push(token.token.0);
     tokens.logprobs.extend(token.logprobs.map(token_logprobs));
+    tokens.last_ends = ends.then_some(true);
 }
 
 fn prompt_info(num_tokens: usize, num_cached: usize, logprobs: Option<PromptLogprobs>) -> PromptInfo {
@@ -210,6 +211,7 @@ pub(super) fn model_info(model: &ModelInfo) -> common::ModelInfo {
         device: Some(model.device.clone()),
         max_logprobs: Some(model.max_logprobs),
         created_unix_s: Some(model.created_unix_s),
+        ..common::ModelInfo::default()
     }
 }
 

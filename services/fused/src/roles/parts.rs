@@ -75,7 +75,8 @@ pub(crate) fn start_tokenizer(
 ) -> anyhow::Result<Tokenizer> {
     let settings = &process.settings;
     let config = fused_tokenizer::Config {
-        model_name: Some(model::served_name(settings, &loaded.files)),
+        model_names: model::served_names(settings, &loaded.files),
+        generation_config: model::generation_config(settings, &loaded.files)?,
         encode_threads: settings.tokenizer_threads,
         max_waiting_texts: settings.max_waiting_texts,
         max_prompt_bytes: settings.max_body_bytes,

@@ -10,10 +10,10 @@ use fused_proto::text::v1::{Prompt, PromptInfo, TextIncrement};
 use fused_status::Error;
 use serde::Serialize;
 
-use super::conversation::chat;
+use super::conversation::{chat, check_tool_choice};
 use super::envelope::{Envelope, Names, hold_until_sent};
 use super::finish::{Finish, StopReason};
-use super::logprobs::ChatLogprobs;
+use super::logprobs::{ChatLogprobs, TokenLabels};
 use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
 use super::prompts::tokens_estimate;
 use super::usage::{RunningUsage, Usage};
@@ -30,7 +30,7 @@ use crate::sse::{self, Chunks, Events};
 const NAMES: Names = Names { id_prefix: "chatcmpl", object: "chat.completion" };
 const CHUNK_NAMES: Names = Names { id_prefix: "chatcmpl", object: "chat.completion.chunk" };
 
-/// `POST /v1/chat/completions`. What the model writes is the message's content, calls of tools included.
+/// `POST /v1/chat/completions`. What the model writes is the message's content.
 pub(super) async fn create(
     State(shared): State<Arc<Shared>>,
     Extension(context): Extension<RequestContext>,
@@ -83,11 +83,12 @@ struct Form {
     num_sequences: u32,
     has_logprobs: bool,
     has_token_ids: bool,
+    token_labels: TokenLabels,
 }
 
 impl Request {
     fn from_fields(fields: &mut Fields<'_>) -> Result<Self, Error> {
-        fields.refuse_unless_neutral(&[("echo", &["false"])])?;
+        fields.refuse_unless_neutral(&[("echo", &[])])?;
         let mut parameters = Parameters::from_fields(fields)?;
         // Both are read, so that a wrong one is refused even where the other counts.
         let deprecated = fields.integer("max_tokens", 0..=MAX_U32)?;
@@ -103,13 +104,16 @@ impl Request {
             check_output_logprobs(parameters.num_sequences as usize, max_tokens, num_logprobs)
                 .map_err(|error| error.with_param(names.logprobs))?;
         }
+        let tool_choice = fields.raw("tool_choice");
         let chat = chat(fields)?;
+        check_tool_choice(tool_choice, chat.tools_json.is_some())?;
         let add_special_tokens = fields.take("add_special_tokens")?;
         ignore_rest(fields);
         let form = Form {
             num_sequences: parameters.num_sequences,
             has_logprobs: num_logprobs.is_some(),
             has_token_ids: parameters.returns_token_ids,
+            token_labels: parameters.token_labels,
         };
         let prompt = Prompt { prompt: Some(PromptKind::Chat(chat)), add_special_tokens };
         Ok(Self { parameters, prompt, num_logprobs, form, names })
@@ -152,7 +156,7 @@ fn whole(envelope: &Envelope, form: Form, collected: Collected) -> Result<Respon
         choices.push(Choice {
             index,
             message: AssistantMessage { role: "assistant", content: sequence.text, refusal: None },
-            logprobs: form.has_logprobs.then(|| ChatLogprobs::new(sequence.logprobs)),
+            logprobs: form.has_logprobs.then(|| ChatLogprobs::new(sequence.logprobs, form.token_labels)),
             finish_reason: reason,
             stop_reason,
             token_ids: form.has_token_ids.then_some(sequence.token_ids),
@@ -212,7 +216,7 @@ impl ChatChunks {
         let choice = ChunkChoice {
             index: choice_idx(0, increment.sequence_idx, self.form.num_sequences)?,
             delta: Delta { role: None, content: Some(increment.text.unwrap_or_default()) },
-            logprobs: has_logprobs.then(|| ChatLogprobs::new(increment.logprobs)),
+            logprobs: has_logprobs.then(|| ChatLogprobs::new(increment.logprobs, self.form.token_labels)),
             token_ids: self.form.has_token_ids.then_some(increment.token_ids),
             ..ChunkChoice::default()
         };

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::envelope::{Envelope, Names, hold_until_sent};
 use super::finish::{Finish, StopReason};
-use super::logprobs::CompletionLogprobs;
+use super::logprobs::{CompletionLogprobs, TokenLabels};
 use super::parameters::{Call, MAX_LOGPROBS, MAX_U32, Parameters, ignore_rest};
 use super::prompts::{most_tokens, prompts, tokens_estimate};
 use super::usage::{RunningUsage, Usage};
@@ -20,7 +20,7 @@ use crate::admission::JsonBody;
 use crate::auth::Caller;
 use crate::error;
 use crate::field_names::FieldNames;
-use crate::fields::{Fields, unsupported};
+use crate::fields::Fields;
 use crate::gateway::Shared;
 use crate::generation::{Answer, Collected, Generation, Holdings, check_output_logprobs, choice_idx};
 use crate::identity::RequestContext;
@@ -96,15 +96,22 @@ struct Form {
     has_echo: bool,
     has_logprobs: bool,
     has_token_ids: bool,
+    token_labels: TokenLabels,
+}
+
+impl Form {
+    fn logprobs<'a>(self, positions: impl IntoIterator<Item = &'a TextLogprobs>) -> CompletionLogprobs {
+        CompletionLogprobs::new(positions, self.token_labels)
+    }
 }
 
 impl Request {
     fn from_fields(fields: &mut Fields<'_>, max_prompts: usize) -> Result<Self, Error> {
+        fields.refuse_unless_neutral(&[("documents", &[])])?;
         let mut parameters = Parameters::from_fields(fields)?;
         let has_echo = fields.take("echo")?.unwrap_or(false);
         let max_tokens = fields.integer("max_tokens", 0..=MAX_U32)?.unwrap_or(DEFAULT_MAX_TOKENS);
         parameters.limit_output(Some(max_tokens))?;
-        check_best_of(fields, parameters.num_sequences)?;
         let num_logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
         let prompts = prompts(fields)?;
         check_count(prompts.len(), max_prompts, parameters.num_sequences)?;
@@ -125,20 +132,13 @@ impl Request {
             has_echo,
             has_logprobs: num_logprobs.is_some(),
             has_token_ids: parameters.returns_token_ids,
+            token_labels: parameters.token_labels,
         };
         Ok(Self { parameters, prompts, add_special_tokens, num_logprobs, form })
     }
 
     fn salted_for(self, caller: &Caller) -> Self {
         Self { parameters: self.parameters.salted_for(caller), ..self }
-    }
-}
-
-/// More candidates than answers would have to be ranked here.
-fn check_best_of(fields: &mut Fields<'_>, num_sequences: u32) -> Result<(), Error> {
-    match fields.take::<i64>("best_of")? {
-        Some(best_of) if best_of != i64::from(num_sequences) => Err(unsupported("best_of")),
-        _ => Ok(()),
     }
 }
 
@@ -192,12 +192,8 @@ fn whole(envelope: &Envelope, form: Form, collected: Collected) -> Result<Respon
     for ((index, sequence), prompt) in sequences.into_iter().enumerate().zip(prompt_of_choice) {
         let Finish { reason, stop_reason } = Finish::try_from(sequence.finish)?;
         let echo = if form.has_echo { prompt.text() } else { "" };
-        let logprobs = form.has_logprobs.then(|| {
-            let mut logprobs = CompletionLogprobs::default();
-            logprobs.extend(&prompt.logprobs);
-            logprobs.extend(&sequence.logprobs);
-            logprobs
-        });
+        let logprobs =
+            form.has_logprobs.then(|| form.logprobs(prompt.logprobs.iter().chain(&sequence.logprobs)));
         choices.push(Choice {
             index,
             text: format!("{echo}{}", sequence.text),
@@ -258,11 +254,7 @@ impl CompletionChunks {
     }
 
     fn logprobs(&self, positions: &[TextLogprobs]) -> Option<CompletionLogprobs> {
-        (self.form.has_logprobs && !positions.is_empty()).then(|| {
-            let mut logprobs = CompletionLogprobs::default();
-            logprobs.extend(positions);
-            logprobs
-        })
+        (self.form.has_logprobs && !positions.is_empty()).then(|| self.form.logprobs(positions))
     }
 }
 

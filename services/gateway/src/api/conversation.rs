@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use fused_proto::text::v1::Chat;
-use fused_status::Error;
+use fused_status::{Code, Error};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -81,29 +81,39 @@ fn check_parts(path: &str, parts: &[Value]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tools are shown to the template, and what the model makes of them comes back as text. A call that it must make
-/// cannot be promised.
+/// Tools are shown to the template. An empty list is none: clients that build it at run time send one.
 fn tools(fields: &mut Fields<'_>) -> Result<Option<String>, Error> {
-    let tools = fields.raw("tools");
-    if let Some(choice) = fields.raw("tool_choice") {
-        match choice.get() {
-            r#""none""# => {}
-            r#""auto""# if tools.is_some() => {}
-            r#""auto""# => {
-                return Err(Error::invalid("tool_choice", "tool_choice is only for requests with tools"));
-            }
-            other if other == r#""required""# || other.starts_with('{') => {
-                return Err(unsupported("tool_choice"));
-            }
-            _ => return Err(wrong("tool_choice", "\"none\" or \"auto\"", choice)),
-        }
-    }
-    let Some(tools) = tools else { return Ok(None) };
+    let Some(tools) = fields.raw("tools") else { return Ok(None) };
     check_objects("tools", tools)?;
-    if parse_items("tools", tools)?.is_empty() {
-        return Err(Error::invalid("tools", "tools must not be empty; leave it out"));
-    }
-    Ok(Some(tools.get().to_owned()))
+    Ok(Some(tools.get().to_owned())
+        .filter(|_| parse_items("tools", tools).is_ok_and(|tools| !tools.is_empty())))
+}
+
+/// Refuses tools that the model might call. It may see them, but what it writes comes back as text: an agent that waits for
+/// `tool_calls` would take a call for the final answer.
+pub(super) fn check_tool_choice(choice: Option<&RawValue>, has_tools: bool) -> Result<(), Error> {
+    let param = match choice {
+        None if has_tools => "tools",
+        None => return Ok(()),
+        Some(choice) => match choice.get() {
+            r#""none""# => return Ok(()),
+            r#""auto""# if has_tools => "tools",
+            r#""auto""# => return Ok(()),
+            asked if asked == r#""required""# || asked.starts_with('{') => "tool_choice",
+            _ => {
+                return Err(wrong(
+                    "tool_choice",
+                    "\"none\", \"auto\", \"required\" or a tool's name",
+                    choice,
+                ));
+            }
+        },
+    };
+    let message = format!(
+        "{param} is not supported here: calls are not read from the model's text as yet. With \"tool_choice\": \"none\" the \
+         model sees the tools and answers with text"
+    );
+    Err(Error::new(Code::Unsupported, message).with_param(param))
 }
 
 /// `chat_template_kwargs`, and the fields that templates know under their own names.
@@ -142,7 +152,7 @@ mod tests {
     #[test]
     fn messages_tools_and_variables_go_on_as_they_were_spelled() {
         let body = r#"{"messages": [{"role": "user", "content": "\u00e4", "z": 1, "a": 2}],
-            "tools": [{"type": "function", "a": {"z": 1, "b": 2}}], "tool_choice": "auto",
+            "tools": [{"type": "function", "a": {"z": 1, "b": 2}}],
             "documents": [{"title": "t"}], "chat_template_kwargs": {"x": {"z": 1, "b": 2}}}"#;
         let chat = chat(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
         assert_eq!(chat.messages_json, [r#"{"role": "user", "content": "\u00e4", "z": 1, "a": 2}"#]);
@@ -173,11 +183,41 @@ mod tests {
     }
 
     #[test]
+    fn an_assistant_may_have_said_nothing_roles_are_the_templates_and_no_tools_are_none() {
+        let body = r#"{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": null},
+            {"role": "assistant"}], "tools": []}"#;
+        let chat = chat(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
+        assert_eq!((chat.messages_json.len(), chat.tools_json), (3, None));
+    }
+
+    #[test]
+    fn tools_are_seen_and_never_called() {
+        let param = |choice: Option<&str>, has_tools| {
+            let choice = choice.map(|choice| serde_json::from_str::<Box<RawValue>>(choice).unwrap());
+            check_tool_choice(choice.as_deref(), has_tools)
+                .err()
+                .map(|error| error.param().unwrap().to_owned())
+        };
+        for choice in [None, Some(r#""auto""#), Some(r#""none""#)] {
+            assert_eq!(param(choice, false), None, "{choice:?}");
+        }
+        assert_eq!(param(Some(r#""none""#), true), None);
+        assert_eq!(
+            [None, Some(r#""auto""#)].map(|choice| param(choice, true)),
+            ["tools", "tools"].map(|p| Some(p.to_owned()))
+        );
+        for choice in [r#""required""#, r#"{"type": "function", "function": {"name": "f"}}"#, "7"] {
+            assert_eq!(param(Some(choice), true).as_deref(), Some("tool_choice"));
+        }
+    }
+
+    #[test]
     fn what_templates_rely_on_is_checked() {
         for (message, param) in [
             ("7", "messages[0]"),
             ("{}", "messages[0].role"),
             (r#"{"role": "", "content": "a"}"#, "messages[0].role"),
+            (r#"{"role": 7, "content": "a"}"#, "messages[0].role"),
             (r#"{"role": "user"}"#, "messages[0].content"),
             (r#"{"role": "user", "content": 7}"#, "messages[0].content"),
             (r#"{"role": "user", "content": [{"type": "image_url"}]}"#, "messages[0].content[0].type"),

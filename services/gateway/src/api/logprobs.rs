@@ -17,18 +17,32 @@ pub(super) struct CompletionLogprobs {
     top_logprobs: Vec<Option<TopLogprobs>>,
 }
 
+/// What stands for a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenLabels {
+    Texts,
+    /// `token_id:7`, which tells apart tokens of one text.
+    Ids,
+}
+
 impl CompletionLogprobs {
-    /// Adds positions, whose offsets count from the start of the choice's text, an echoed prompt included.
-    pub(super) fn extend(&mut self, positions: &[TextLogprobs]) {
+    /// Positions, whose offsets count from the start of the choice's text, an echoed prompt included.
+    pub(super) fn new<'a>(
+        positions: impl IntoIterator<Item = &'a TextLogprobs>,
+        labels: TokenLabels,
+    ) -> Self {
+        let mut logprobs = Self::default();
         for position in positions {
             let token = position.token.as_ref();
-            let label = token.map(label).unwrap_or_default();
+            let label = token.map(|token| labels.array_label(token)).unwrap_or_default();
             let logprob = token.and_then(logprob);
-            self.text_offset.push(position.text_offset());
-            self.top_logprobs.push(logprob.map(|logprob| TopLogprobs::new(&position.top, &label, logprob)));
-            self.token_logprobs.push(logprob);
-            self.tokens.push(label);
+            let top = logprob.map(|logprob| TopLogprobs::new(&position.top, labels, &label, logprob));
+            logprobs.text_offset.push(position.text_offset());
+            logprobs.top_logprobs.push(top);
+            logprobs.token_logprobs.push(logprob);
+            logprobs.tokens.push(label);
         }
+        logprobs
     }
 }
 
@@ -38,10 +52,10 @@ struct TopLogprobs(Vec<(String, f32)>);
 
 impl TopLogprobs {
     /// The likeliest tokens, and the one that stands there if it is not among them.
-    fn new(likeliest: &[TextToken], sampled: &str, sampled_logprob: f32) -> Self {
+    fn new(likeliest: &[TextToken], labels: TokenLabels, sampled: &str, sampled_logprob: f32) -> Self {
         let mut top: Vec<(String, f32)> = Vec::with_capacity(likeliest.len() + 1);
         for token in likeliest {
-            let label = label(token);
+            let label = labels.array_label(token);
             // Two tokens can have one text; an object has each key once, and the likelier came first.
             if !top.iter().any(|(known, _)| *known == label) {
                 top.push((label, logprob(token).unwrap_or(MIN_LOGPROB)));
@@ -60,17 +74,27 @@ impl Serialize for TopLogprobs {
     }
 }
 
-/// A token's text; for bytes that are no text, OpenAI's spelling `bytes:\xe2\x80`, which keeps different ones apart.
-fn label(token: &TextToken) -> String {
-    if std::str::from_utf8(token.bytes()).is_ok() {
-        return token.text().to_owned();
+impl TokenLabels {
+    /// A token's text; for bytes that are no text, OpenAI's spelling `bytes:\xe2\x80`, which keeps different ones apart.
+    fn array_label(self, token: &TextToken) -> String {
+        if self == Self::Ids || std::str::from_utf8(token.bytes()).is_ok() {
+            return self.label(token);
+        }
+        let mut label = String::from("bytes:");
+        for byte in token.bytes() {
+            // Writing to a string does not fail.
+            let _ = write!(label, "\\x{byte:02x}");
+        }
+        label
     }
-    let mut label = String::from("bytes:");
-    for byte in token.bytes() {
-        // Writing to a string does not fail.
-        let _ = write!(label, "\\x{byte:02x}");
+
+    /// The same where the bytes stand beside it.
+    fn label(self, token: &TextToken) -> String {
+        match self {
+            Self::Texts => token.text().to_owned(),
+            Self::Ids => format!("token_id:{}", token.token_id()),
+        }
     }
-    label
 }
 
 fn logprob(token: &TextToken) -> Option<f32> {
@@ -100,19 +124,19 @@ struct Token {
 }
 
 impl ChatLogprobs {
-    pub(super) fn new(positions: Vec<TextLogprobs>) -> Self {
+    pub(super) fn new(positions: Vec<TextLogprobs>, labels: TokenLabels) -> Self {
         let content = positions.into_iter().map(|position| Position {
-            token: position.token.unwrap_or_default().into(),
-            top_logprobs: position.top.into_iter().map(Token::from).collect(),
+            token: Token::new(position.token.unwrap_or_default(), labels),
+            top_logprobs: position.top.into_iter().map(|token| Token::new(token, labels)).collect(),
         });
         Self { content: content.collect(), refusal: None }
     }
 }
 
-impl From<TextToken> for Token {
-    fn from(token: TextToken) -> Self {
+impl Token {
+    fn new(token: TextToken, labels: TokenLabels) -> Self {
         let logprob = logprob(&token).unwrap_or(MIN_LOGPROB);
-        Self { token: token.text.unwrap_or_default(), logprob, bytes: token.bytes }
+        Self { token: labels.label(&token), logprob, bytes: token.bytes }
     }
 }
 
@@ -143,14 +167,19 @@ mod tests {
             ],
             text_offset: Some(4),
         };
-        let mut logprobs = CompletionLogprobs::default();
-        logprobs.extend(std::slice::from_ref(&position));
+        let logprobs = CompletionLogprobs::new([&position], TokenLabels::Texts);
         let expected = concat!(
             r#"{"text_offset":[4],"token_logprobs":[-3.0],"tokens":["bytes:\\xe2\\x80"],"#,
             r#""top_logprobs":[{"bytes:\\xe2":-0.5,"a":-1.0,"b":-9999.0,"bytes:\\xe2\\x80":-3.0}]}"#
         );
         assert_eq!(serde_json::to_string(&logprobs).unwrap(), expected);
-        let chat = serde_json::to_value(ChatLogprobs::new(vec![position])).unwrap();
+        let ids = serde_json::to_value(CompletionLogprobs::new([&position], TokenLabels::Ids)).unwrap();
+        assert_eq!(ids["tokens"], json!(["token_id:1"]));
+        assert_eq!(ids["top_logprobs"], json!([{"token_id:1": -0.5}]));
+        let by_id =
+            serde_json::to_value(ChatLogprobs::new(vec![position.clone()], TokenLabels::Ids)).unwrap();
+        assert_eq!(by_id["content"][0]["top_logprobs"][1]["token"], "token_id:1");
+        let chat = serde_json::to_value(ChatLogprobs::new(vec![position], TokenLabels::Texts)).unwrap();
         assert_eq!(chat["content"][0]["bytes"], json!([0xe2, 0x80]));
         assert_eq!(chat["content"][0]["top_logprobs"][3]["logprob"], json!(-9999.0));
         assert_eq!(chat["refusal"], json!(null));
@@ -158,9 +187,9 @@ mod tests {
 
     #[test]
     fn a_position_without_a_prediction_is_null() {
-        let mut logprobs = CompletionLogprobs::default();
         let first = TextToken { logprob: None, ..token("a", b"a", 0.0) };
-        logprobs.extend(&[TextLogprobs { token: Some(first), top: vec![], text_offset: None }]);
+        let position = TextLogprobs { token: Some(first), top: vec![], text_offset: None };
+        let logprobs = CompletionLogprobs::new([&position], TokenLabels::Texts);
         assert_eq!(
             serde_json::to_value(&logprobs).unwrap(),
             json!({"text_offset": [0], "token_logprobs": [null], "tokens": ["a"], "top_logprobs": [null]})

@@ -13,7 +13,9 @@ mod models;
 mod parameters;
 mod prompts;
 mod ready;
+mod refused;
 mod tokenize;
+mod tokenizer_info;
 mod usage;
 mod version;
 
@@ -39,6 +41,7 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .route("/v1/models", get(models::list))
         // Hub ids contain a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/tokenizer_info", get(tokenizer_info::tokenizer_info))
         .route("/metrics", get(metrics::render))
         .route("/version", get(version::version))
         .fallback(not_found)

@@ -17,23 +17,30 @@ pub(super) struct List<T> {
     data: Vec<T>,
 }
 
-/// OpenAI's model object, with the context's length as other servers spell it.
+/// OpenAI's model object, with what other servers tell beside it.
 #[derive(Serialize)]
 pub(super) struct ModelObject {
     id: String,
     object: &'static str,
     created: i64,
     owned_by: &'static str,
+    /// The model's own name, whatever it is served under.
+    root: String,
+    /// Of an adapter; there are none.
+    parent: Option<()>,
     max_model_len: Option<u32>,
 }
 
-impl From<&Model> for ModelObject {
-    fn from(model: &Model) -> Self {
+impl ModelObject {
+    /// The model under one of its names.
+    fn new(model: &Model, id: &str) -> Self {
         Self {
-            id: model.id.clone(),
+            id: id.to_owned(),
             object: "model",
             created: model.created_unix_s,
             owned_by: "fused",
+            root: model.root.clone(),
+            parent: None,
             max_model_len: model.max_model_len,
         }
     }
@@ -42,7 +49,8 @@ impl From<&Model> for ModelObject {
 /// `GET /v1/models`.
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<List<ModelObject>>> {
     let model = shared.backend.model().await?;
-    Ok(Json(List { object: "list", data: vec![ModelObject::from(&*model)] }))
+    let names = std::iter::once(&model.id).chain(&model.aliases);
+    Ok(Json(List { object: "list", data: names.map(|name| ModelObject::new(&model, name)).collect() }))
 }
 
 /// `GET /v1/models/{id}`. The text service says which names it knows.
@@ -55,5 +63,5 @@ pub(super) async fn retrieve(
         Error::new(Code::ModelNotFound, message).with_param("model").with_cause(&rejection)
     })?;
     let model = shared.backend.ask_model(Some(id)).await?;
-    Ok(Json(ModelObject::from(&model)))
+    Ok(Json(ModelObject::new(&model, &model.id)))
 }

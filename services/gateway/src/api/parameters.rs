@@ -9,10 +9,12 @@ use fused_proto::text::v1::{GenerateRequest, Prompt, StopStrings};
 use fused_status::Error;
 use serde_json::value::RawValue;
 
+use super::logprobs::TokenLabels;
+use super::refused::REFUSED;
 use super::usage::StreamUsage;
 use crate::auth::Caller;
 use crate::events;
-use crate::fields::{Fields, NumberRange, parse, parse_array, wrong};
+use crate::fields::{Fields, NumberRange, parse, parse_array, unsupported, wrong};
 
 /// The most log-probabilities of one position.
 pub(super) const MAX_LOGPROBS: i64 = 20;
@@ -51,34 +53,6 @@ const HARMLESS: [&str; 16] = [
     "stream_interval",
 ];
 
-/// Fields that would change the answer and are not offered, each with the values that ask for nothing.
-const REFUSED: [(&str, &[&str]); 24] = [
-    ("response_format", &[r#"{"type": "text"}"#]),
-    ("structured_outputs", &[]),
-    ("guided_json", &[]),
-    ("guided_regex", &[]),
-    ("guided_choice", &[]),
-    ("guided_grammar", &[]),
-    ("suffix", &[r#""""#]),
-    ("use_beam_search", &["false"]),
-    ("prompt_embeds", &[]),
-    ("prompt_logprobs", &[]),
-    ("allowed_token_ids", &[]),
-    ("bad_words", &["[]"]),
-    ("logprob_token_ids", &[]),
-    ("return_tokens_as_token_ids", &["false"]),
-    ("truncation_side", &[r#""left""#]),
-    ("thinking_token_budget", &[]),
-    ("repetition_detection", &[]),
-    ("kv_transfer_params", &[]),
-    ("logits_processors", &["[]"]),
-    ("audio", &[]),
-    ("modalities", &[r#"["text"]"#]),
-    ("web_search_options", &[]),
-    ("functions", &["[]"]),
-    ("function_call", &[r#""none""#]),
-];
-
 /// The shared fields of one request.
 #[derive(Debug)]
 pub(super) struct Parameters {
@@ -86,6 +60,7 @@ pub(super) struct Parameters {
     /// `None`: the answer comes whole.
     pub(super) stream: Option<StreamUsage>,
     pub(super) returns_token_ids: bool,
+    pub(super) token_labels: TokenLabels,
     model: Option<String>,
     sampling: SamplingParams,
     stopping: StoppingParams,
@@ -100,14 +75,21 @@ impl Parameters {
     /// Reads them. The bound on output tokens stays with the route, which knows its names and its default.
     pub(super) fn from_fields(fields: &mut Fields<'_>) -> Result<Self, Error> {
         fields.refuse_unless_neutral(&REFUSED)?;
+        let num_sequences = fields.integer("n", 1..=MAX_SEQUENCES_PER_PROMPT)?.unwrap_or(1);
+        check_best_of(fields, num_sequences)?;
         Ok(Self {
-            num_sequences: fields.integer("n", 1..=MAX_SEQUENCES_PER_PROMPT)?.unwrap_or(1),
+            num_sequences,
             stream: stream(fields)?,
             returns_token_ids: fields.take("return_token_ids")?.unwrap_or(false),
+            token_labels: match fields.take("return_tokens_as_token_ids")? {
+                Some(true) => TokenLabels::Ids,
+                Some(false) | None => TokenLabels::Texts,
+            },
             model: fields.take("model")?,
             sampling: sampling(fields)?,
             stopping: StoppingParams {
                 max_tokens: None,
+                default_max_tokens: None,
                 min_tokens: fields.integer("min_tokens", 0..=MAX_U32)?,
                 stop_token_ids: stop_token_ids(fields)?,
                 ignore_eos: fields.take("ignore_eos")?,
@@ -216,10 +198,10 @@ fn sampling(fields: &mut Fields<'_>) -> Result<SamplingParams, Error> {
     })
 }
 
-/// -1 and 0 both mean off to clients.
+/// -1 and 0 both mean off to clients, also where the model's own default is another.
 fn top_k(fields: &mut Fields<'_>) -> Result<Option<u32>, Error> {
     let top_k = fields.integer::<i64>("top_k", -1..=MAX_U32)?;
-    Ok(top_k.and_then(|top_k| u32::try_from(top_k).ok()))
+    Ok(top_k.and_then(|top_k| u32::try_from(top_k.max(0)).ok()))
 }
 
 /// An object of token ids, as strings, to biases. Biases over the bounds are cut to them.
@@ -240,6 +222,15 @@ fn logit_bias(fields: &mut Fields<'_>) -> Result<HashMap<u32, f32>, Error> {
         biases.insert(id, bias.clamp(-MAX_BIAS, MAX_BIAS) as f32);
     }
     Ok(biases)
+}
+
+/// More candidates than answers would have to be ranked here.
+fn check_best_of(fields: &mut Fields<'_>, num_sequences: u32) -> Result<(), Error> {
+    match fields.take::<i64>("best_of")? {
+        None | Some(1) => Ok(()),
+        Some(best_of) if best_of == i64::from(num_sequences) => Ok(()),
+        Some(_) => Err(unsupported("best_of")),
+    }
 }
 
 fn stop_token_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, Error> {

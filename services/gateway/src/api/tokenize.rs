@@ -29,7 +29,7 @@ const RUNNING_BYTES: usize = 512 << 10;
 /// as it comes, and takes no more memory than a short one.
 pub(super) async fn tokenize(State(shared): State<Arc<Shared>>, body: JsonBody) -> Result<Response> {
     let ((request, names), mut share) = body.read(read).await?;
-    let has_strings = request.return_token_texts();
+    let has_strings = request.return_token_pieces();
     let call = async |mut client: Client, request| client.tokenize_stream(request).await;
     let renamed = |error: Error| Failure(names.rename(error));
     let mut pieces = shared.backend.call(request, call).await.map_err(renamed)?;
@@ -59,7 +59,13 @@ fn read(fields: &mut Fields<'_>) -> std::result::Result<(TokenizeRequest, FieldN
     let has_strings = fields.take("return_token_strs")?.unwrap_or(false);
     ignore_rest(fields);
     let prompt = Some(Prompt { prompt: Some(prompt), add_special_tokens });
-    Ok((TokenizeRequest { model, prompt, return_token_texts: Some(has_strings) }, names))
+    let request = TokenizeRequest {
+        model,
+        prompt,
+        return_token_pieces: Some(has_strings),
+        ..TokenizeRequest::default()
+    };
+    Ok((request, names))
 }
 
 /// An answer on its way.
@@ -124,7 +130,7 @@ impl Answer {
         if self.num_ids < self.num_tokens {
             return Ok(json.into_inner().freeze());
         }
-        for text in piece.token_texts {
+        for text in piece.token_pieces {
             json.get_mut().put_slice(if self.num_strings == 0 { b"],\"token_strs\":[" } else { b"," });
             serde_json::to_writer(&mut json, &text)?;
             self.num_strings += 1;
@@ -149,7 +155,7 @@ mod tests {
     fn piece(num_tokens: Option<u32>, token_ids: &[u32], texts: &[&str]) -> TokenizeResponse {
         TokenizeResponse {
             token_ids: token_ids.to_vec(),
-            token_texts: texts.iter().map(|text| (*text).to_owned()).collect(),
+            token_pieces: texts.iter().map(|text| (*text).to_owned()).collect(),
             num_tokens,
             ..TokenizeResponse::default()
         }

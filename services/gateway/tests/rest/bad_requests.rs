@@ -162,7 +162,7 @@ async fn bodies_are_refused_by_the_field_at_fault() {
         ),
         (
             COMPLETIONS,
-            prompt(r#""structured_outputs": {}"#),
+            prompt(r#""structured_outputs": {"regex": "a"}"#),
             unsupported,
             Some("structured_outputs"),
             "not supported",
@@ -202,14 +202,14 @@ async fn bodies_are_refused_by_the_field_at_fault() {
             Some("top_logprobs"),
             "between 0 and 20",
         ),
-        (CHAT, chat(r#""tools": []"#), invalid, Some("tools"), "must not be empty"),
         (CHAT, chat(r#""tools": [7]"#), invalid, Some("tools[0]"), "an object, got 7"),
+        (CHAT, chat(r#""tools": [{}]"#), unsupported, Some("tools"), "\"tool_choice\": \"none\""),
         (
             CHAT,
-            chat(r#""tool_choice": "auto""#),
-            invalid,
-            Some("tool_choice"),
-            "only for requests with tools",
+            chat(r#""tools": [{}], "tool_choice": "auto""#),
+            unsupported,
+            Some("tools"),
+            "calls are not read",
         ),
         (
             CHAT,
@@ -234,7 +234,10 @@ async fn bodies_are_refused_by_the_field_at_fault() {
             "",
         ),
         (CHAT, chat(r#""modalities": ["text", "audio"]"#), unsupported, Some("modalities"), ""),
-        (CHAT, chat(r#""audio": {}"#), unsupported, Some("audio"), ""),
+        (CHAT, chat(r#""audio": {"voice": "x"}"#), unsupported, Some("audio"), ""),
+        (CHAT, chat(r#""best_of": 2"#), unsupported, Some("best_of"), "not supported"),
+        (COMPLETIONS, prompt(r#""documents": [{}]"#), unsupported, Some("documents"), "not supported"),
+        (COMPLETIONS, prompt(r#""max_tokens": 2.5"#), invalid, Some("max_tokens"), "an integer, got 2.5"),
         (CHAT, chat(r#""echo": true"#), unsupported, Some("echo"), ""),
         (CHAT, chat(r#""chat_template_kwargs": [1]"#), invalid, Some("chat_template_kwargs"), "an object"),
         (CHAT, chat(r#""documents": ["a"]"#), invalid, Some("documents[0]"), "an object, got a string"),
@@ -250,6 +253,43 @@ async fn bodies_are_refused_by_the_field_at_fault() {
     }
     assert!(rig.fake.asked().is_empty(), "a refused request reached the text service");
     assert_eq!(rig.post(COMPLETIONS, r#"{"prompt": "a"}"#).await.status, StatusCode::OK);
+}
+
+/// As vLLM, SGLang, llama.cpp and text-generation-inference spell them.
+#[tokio::test]
+async fn what_would_constrain_the_output_is_refused_by_name_or_says_nothing() {
+    let rig = Rig::hello();
+    for field in [
+        "regex",
+        "ebnf",
+        "json_schema",
+        "grammar",
+        "json",
+        "choice",
+        "structural_tag",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "structured_outputs",
+        "response_format",
+        "bad_words",
+        "allowed_token_ids",
+        "logit_processors",
+        "lora",
+    ] {
+        for (route, prompt) in
+            [(COMPLETIONS, r#""prompt": "a""#), (CHAT, r#""messages": [{"role": "user", "content": "a"}]"#)]
+        {
+            let body = |value: &str| format!(r#"{{{prompt}, "{field}": {value}}}"#);
+            for value in [r#""[0-9]+""#, r#"{"type": "object"}"#, r#"["a"]"#] {
+                check(&rig.post(route, &body(value)).await, 400, "unsupported", Some(field), "leave it out");
+            }
+            for value in ["null", "\"\"", "[]", "{}", "false"] {
+                assert_eq!(rig.post(route, &body(value)).await.status, StatusCode::OK, "{field} {value}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

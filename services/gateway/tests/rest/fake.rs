@@ -10,8 +10,8 @@ use fused_proto::text::v1::generate_response::Message;
 use fused_proto::text::v1::text_generation_server::TextGeneration;
 use fused_proto::text::v1::{
     DetokenizeRequest, DetokenizeResponse, FinishInfo, GenerateRequest, GenerateResponse, GetModelRequest,
-    PromptInfo, RenderChatRequest, RenderChatResponse, TextIncrement, TextLogprobs, TextToken,
-    TokenizeRequest, TokenizeResponse, Usage,
+    GetTokenizerInfoRequest, PromptInfo, RenderChatRequest, RenderChatResponse, TextIncrement, TextLogprobs,
+    TextToken, TokenizeRequest, TokenizeResponse, TokenizerInfo, Usage,
 };
 use fused_status::{Code, Error};
 use futures_util::stream::{BoxStream, iter, pending};
@@ -129,13 +129,14 @@ impl TextGeneration for Fake {
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
         self.refuse()?;
-        let has_texts = request.get_ref().return_token_texts();
+        let has_pieces = request.get_ref().return_token_pieces();
         Ok(Response::new(TokenizeResponse {
             token_ids: vec![7, 8],
-            token_texts: if has_texts { vec!["a".to_owned(), " b".to_owned()] } else { Vec::new() },
+            token_pieces: if has_pieces { vec!["a".to_owned(), "Ġb".to_owned()] } else { Vec::new() },
             base_tokens: Some(3),
             max_model_len: Some(1024),
             num_tokens: Some(2),
+            ..TokenizeResponse::default()
         }))
     }
 
@@ -146,10 +147,10 @@ impl TextGeneration for Fake {
         request: Request<TokenizeRequest>,
     ) -> Result<Response<Self::TokenizeStreamStream>, Status> {
         let whole = self.tokenize(request).await?.into_inner();
-        let cut = TokenizeResponse { token_ids: vec![7], token_texts: Vec::new(), ..whole.clone() };
+        let cut = TokenizeResponse { token_ids: vec![7], token_pieces: Vec::new(), ..whole.clone() };
         let rest = TokenizeResponse {
             token_ids: vec![8],
-            token_texts: whole.token_texts,
+            token_pieces: whole.token_pieces,
             ..TokenizeResponse::default()
         };
         Ok(Response::new(iter([Ok(cut), Ok(rest)]).boxed()))
@@ -171,15 +172,26 @@ impl TextGeneration for Fake {
         Ok(Response::new(RenderChatResponse::default()))
     }
 
+    async fn get_tokenizer_info(
+        &self,
+        _: Request<GetTokenizerInfoRequest>,
+    ) -> Result<Response<TokenizerInfo>, Status> {
+        self.refuse()?;
+        Ok(Response::new(TokenizerInfo { json: Some(r#"{"eos_token":"</s>"}"#.to_owned()) }))
+    }
+
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<ModelInfo>, Status> {
-        if let Some(id) = request.into_inner().model
-            && id != "org/demo"
+        let asked = request.into_inner().model;
+        if let Some(id) = &asked
+            && !matches!(id.as_str(), "org/demo" | "alias")
         {
             let message = format!("the model `{id}` does not exist");
             return Err(Error::new(Code::ModelNotFound, message).with_param("model").into());
         }
         Ok(Response::new(ModelInfo {
-            id: Some("org/demo".to_owned()),
+            id: Some(asked.unwrap_or_else(|| "org/demo".to_owned())),
+            aliases: vec!["alias".to_owned()],
+            root: Some("demo-dir".to_owned()),
             vocabulary_fingerprint: Some("0123456789abcdef".repeat(4)),
             max_model_len: Some(1024),
             created_unix_s: Some(1_700_000_000),

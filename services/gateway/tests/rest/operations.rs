@@ -16,9 +16,13 @@ use crate::rig::{Rig, post};
 async fn models() {
     let rig = Rig::hello();
     let model = json!({
-        "id": "org/demo", "object": "model", "created": 1_700_000_000, "owned_by": "fused", "max_model_len": 1024,
+        "id": "org/demo", "object": "model", "created": 1_700_000_000, "owned_by": "fused", "root": "demo-dir",
+        "parent": null, "max_model_len": 1024,
     });
-    assert_eq!(rig.get("/v1/models").await.json(), json!({"object": "list", "data": [model]}));
+    let mut alias = model.clone();
+    alias["id"] = json!("alias");
+    assert_eq!(rig.get("/v1/models").await.json(), json!({"object": "list", "data": [model, alias]}));
+    assert_eq!(rig.get("/v1/models/alias").await.json(), alias);
     assert_eq!(rig.get("/v1/models/org/demo").await.json(), model);
     assert_eq!(rig.get("/v1/models/org%2Fdemo").await.json(), model);
     let unknown = rig.get("/v1/models/other").await;
@@ -32,6 +36,13 @@ async fn models() {
         let error = &unreadable.json()["error"];
         assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
     }
+}
+
+#[tokio::test]
+async fn what_the_tokenizer_says_of_itself() {
+    let info = Rig::hello().get("/tokenizer_info").await;
+    assert_eq!((info.status, info.json()), (StatusCode::OK, json!({"eos_token": "</s>"})));
+    assert_eq!(info.headers["content-type"], "application/json");
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ async fn every_field_of_a_completion() {
             min_tokens: Some(2),
             stop_token_ids: vec![3],
             ignore_eos: Some(true),
+            default_max_tokens: None,
         }),
         stop: Some(StopStrings {
             strings: vec!["a".to_owned(), "b".to_owned()],
@@ -155,7 +156,7 @@ async fn tokenizing_and_back() {
     let reply = rig.post("/tokenize", r#"{"prompt": "a b", "return_token_strs": true}"#).await;
     assert_eq!(
         reply.json(),
-        json!({"count": 2, "max_model_len": 1024, "tokens": [7, 8], "token_strs": ["a", " b"], "base_count": 3})
+        json!({"count": 2, "max_model_len": 1024, "tokens": [7, 8], "token_strs": ["a", "Ġb"], "base_count": 3})
     );
     let reply = rig.post("/tokenize", r#"{"messages": [{"role": "user", "content": "a"}]}"#).await;
     assert_eq!(reply.json(), json!({"count": 2, "max_model_len": 1024, "tokens": [7, 8], "base_count": 3}));

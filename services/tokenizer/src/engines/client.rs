@@ -55,10 +55,10 @@ pub(crate) struct PromptAnswer {
     pub(crate) logprobs: Vec<Logprobs>,
 }
 
-/// What follows it.
+/// What follows it. `last_ends`: the last of the tokens has ended the sequence.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Tokens { sequence_idx: usize, tokens: Vec<SampledToken> },
+    Tokens { sequence_idx: usize, tokens: Vec<SampledToken>, last_ends: bool },
     Finish { sequence_idx: usize, finish: Finish },
 }
 
@@ -67,8 +67,6 @@ pub(crate) enum Event {
 pub(crate) struct Finish {
     pub(crate) reason: FinishReason,
     pub(crate) matched: Option<Matched>,
-    /// Sampled ones, the ending token included.
-    pub(crate) num_tokens: usize,
     /// The engine's, passed on unread.
     pub(crate) timings: Option<Timings>,
 }
@@ -141,8 +139,9 @@ impl EngineStream {
             Some(answer) => match answer.message {
                 Some(Received::Tokens(tokens)) => {
                     let sequence_idx = self.sequence_idx(tokens.sequence_idx)?;
+                    let last_ends = tokens.last_ends();
                     let tokens = sampled(tokens.token_ids, tokens.logprobs)?;
-                    Ok(Some(Event::Tokens { sequence_idx, tokens }))
+                    Ok(Some(Event::Tokens { sequence_idx, tokens, last_ends }))
                 }
                 Some(Received::Finish(info)) => {
                     let sequence_idx = self.sequence_idx(info.sequence_idx)?;
@@ -259,8 +258,7 @@ fn finish(info: &FinishInfo) -> Result<Finish> {
         Some(WireMatched::StopTokenId(id)) => Some(Matched::StopToken(TokenId(id))),
         None => None,
     };
-    let num_tokens = info.completion_tokens.unwrap_or(0) as usize;
-    Ok(Finish { reason, matched, num_tokens, timings: info.timings })
+    Ok(Finish { reason, matched, timings: info.timings })
 }
 
 /// The engine does not keep the contract.

@@ -18,8 +18,10 @@ pub(crate) struct Engines(Arc<Fleet<Engine>>);
 /// The model that a usable engine serves.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Model {
-    /// The name it is served under.
+    /// The name that answers tell.
     pub(crate) name: String,
+    /// Other names under which it is served.
+    pub(crate) aliases: Vec<String>,
     /// Prompt and output tokens together.
     pub(crate) max_model_len: usize,
     /// Rows of its embedding; some have more than there are tokens.
@@ -31,8 +33,8 @@ pub(crate) struct Model {
 /// What makes an engine usable: the tokenizer's vocabulary.
 struct Engine {
     vocabulary: Fingerprint,
-    /// The name to serve under; none: the engine's.
-    model_name: Option<String>,
+    /// The names to serve under; none: the engine's.
+    model_names: Vec<String>,
 }
 
 impl Engines {
@@ -40,12 +42,12 @@ impl Engines {
     pub(crate) fn start(
         replicas: watch::Receiver<Vec<Replica>>,
         vocabulary: Fingerprint,
-        model_name: Option<String>,
+        model_names: Vec<String>,
         check_interval: Duration,
         lifecycle: &Lifecycle,
     ) -> Self {
         let timing = Timing { retry: check_interval.max(Duration::from_millis(1)), ..Timing::default() };
-        Self(Fleet::start(Engine { vocabulary, model_name }, replicas, timing, lifecycle))
+        Self(Fleet::start(Engine { vocabulary, model_names }, replicas, timing, lifecycle))
     }
 
     /// Whether any engine is usable; changes as that changes.
@@ -96,9 +98,10 @@ impl Kind for Engine {
                 "has the vocabulary {fingerprint}, but the tokenizer has {ours}"
             )));
         }
-        let name = self.model_name.clone().unwrap_or_else(|| info.id().to_owned());
+        let mut names = self.model_names.iter().cloned();
+        let name = names.next().unwrap_or_else(|| info.id().to_owned());
         let (max_model_len, vocab_size) = (info.max_model_len() as usize, info.vocab_size() as usize);
-        Ok(Model { name, max_model_len, vocab_size, info })
+        Ok(Model { name, aliases: names.collect(), max_model_len, vocab_size, info })
     }
 
     fn replica_changed(&self, name: &str, fault: Option<&Fault>) {

@@ -12,7 +12,8 @@ use fused_proto::common::v1::ModelInfo;
 use fused_proto::text::v1::text_generation_server::TextGeneration;
 use fused_proto::text::v1::{
     DetokenizeRequest, DetokenizeResponse, GenerateRequest, GenerateResponse, GetModelRequest,
-    RenderChatRequest, RenderChatResponse, TokenizeRequest, TokenizeResponse,
+    GetTokenizerInfoRequest, RenderChatRequest, RenderChatResponse, TokenizeRequest, TokenizeResponse,
+    TokenizerInfo,
 };
 use fused_status::{Code, Error, Result};
 use fused_transport::MAX_MESSAGE_BYTES;
@@ -31,7 +32,7 @@ use crate::prompt::Prompt;
 use crate::prompt_ids::EncodedPrompt;
 use crate::tokenizer::Core;
 
-use token_pieces::TokenPieces;
+use token_pieces::{Strings, TokenPieces};
 
 /// The longest text that tokens are turned into: the answer is one message.
 const MAX_TEXT_BYTES: usize = MAX_MESSAGE_BYTES - (64 << 10);
@@ -58,11 +59,11 @@ impl TextService {
     async fn tokenize(&self, request: TokenizeRequest) -> Result<TokenizeResponse> {
         let _guard = self.admit()?;
         let model = self.model(request.model.as_deref())?;
-        let with_texts = request.return_token_texts();
+        let strings = Strings::asked_for(&request);
         let prompt = requests::prompt(request.prompt)?;
         self.core.check_prompt(&model, &prompt)?;
         let (prompt, _memory) = self.core.encoder.whole(&self.core.pool, prompt).await?;
-        let pieces = TokenPieces::new(&self.core, prompt, with_texts, model.info.max_model_len);
+        let pieces = TokenPieces::new(&self.core, prompt, strings, model.info.max_model_len);
         let num_bytes = pieces.num_message_bytes();
         if num_bytes > MAX_MESSAGE_BYTES {
             let message = format!(
@@ -81,10 +82,10 @@ impl TextService {
     ) -> Result<impl Stream<Item = TokenizeResponse> + Send + use<>> {
         let guard = self.admit()?;
         let model = self.model(request.model.as_deref())?;
-        let with_texts = request.return_token_texts();
+        let strings = Strings::asked_for(&request);
         let prompt = requests::prompt(request.prompt)?;
         let (prompt, memory) = self.core.encoder.whole(&self.core.pool, prompt).await?;
-        let pieces = TokenPieces::new(&self.core, prompt, with_texts, model.info.max_model_len);
+        let pieces = TokenPieces::new(&self.core, prompt, strings, model.info.max_model_len);
         let held = (guard, memory);
         Ok(futures_util::stream::unfold((pieces, held), async |(mut pieces, held)| {
             let piece = pieces.next()?;
@@ -125,7 +126,18 @@ impl TextService {
 
     fn get_model(&self, request: &GetModelRequest) -> Result<ModelInfo> {
         let model = self.model(request.model.as_deref())?;
-        Ok(ModelInfo { id: Some(model.name.clone()), ..model.info.clone() })
+        Ok(ModelInfo {
+            // As it was asked for.
+            id: Some(request.model.as_ref().unwrap_or(&model.name).clone()),
+            aliases: model.aliases.clone(),
+            root: Some(self.core.root.clone()),
+            ..model.info.clone()
+        })
+    }
+
+    fn get_tokenizer_info(&self, request: &GetTokenizerInfoRequest) -> Result<TokenizerInfo> {
+        self.model(request.model.as_deref())?;
+        Ok(TokenizerInfo { json: Some(self.core.info.clone()) })
     }
 
     fn admit(&self) -> Result<RequestGuard> {
@@ -138,8 +150,11 @@ impl TextService {
     fn model(&self, name: Option<&str>) -> Result<Arc<Model>> {
         let model = self.core.engines.model()?;
         match name {
-            Some(name) if name != model.name => {
-                let message = format!("The model `{name}` does not exist");
+            Some(name) if name != model.name && !model.aliases.iter().any(|alias| alias == name) => {
+                let served =
+                    std::iter::once(&model.name).chain(&model.aliases).map(|name| format!("`{name}`"));
+                let served = served.collect::<Vec<_>>().join(", ");
+                let message = format!("The model `{name:.256}` does not exist; served here: {served}");
                 Err(Error::new(Code::ModelNotFound, message).with_param("model"))
             }
             _ => Ok(model),
@@ -228,5 +243,12 @@ impl TextGeneration for TextService {
         request: Request<GetModelRequest>,
     ) -> std::result::Result<Response<ModelInfo>, Status> {
         respond(self.get_model(&request.into_inner()))
+    }
+
+    async fn get_tokenizer_info(
+        &self,
+        request: Request<GetTokenizerInfoRequest>,
+    ) -> std::result::Result<Response<TokenizerInfo>, Status> {
+        respond(self.get_tokenizer_info(&request.into_inner()))
     }
 }

@@ -28,22 +28,24 @@ pub(super) fn generate(request: wire::GenerateRequest, core: &Core) -> Result<Ge
     if request.truncate_prompt_tokens == Some(0) {
         return Err(Error::invalid("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1"));
     }
+    let mut sampling = request.sampling.unwrap_or_default();
+    let mut stopping = request.stopping.unwrap_or_default();
+    core.generation_defaults.fill(&mut sampling, &mut stopping);
     let special = special_text(request.skip_special_tokens.unwrap_or(true));
-    let echo = request.echo();
     let deadline = request.timeout_us.and_then(|us| Instant::now().checked_add(Duration::from_micros(us)));
     Ok(GenerateRequest {
         id: request_id(request.request_id, core)?,
         prompt: prompt(request.prompt)?,
         truncate_prompt_tokens: request.truncate_prompt_tokens.map(|num| num as usize),
         stop: stop_strings(request.stop)?,
-        min_tokens: request.stopping.as_ref().map_or(0, |stopping| stopping.min_tokens() as usize),
+        min_tokens: stopping.min_tokens() as usize,
         num_sequences: num_sequences as usize,
         special,
-        echo,
+        echo: request.echo.unwrap_or(false),
         deadline,
         parameters: Parameters {
-            sampling: request.sampling,
-            stopping: request.stopping,
+            sampling: Some(sampling),
+            stopping: Some(stopping),
             logprobs: request.logprobs,
             cache_salt: request.cache_salt,
             priority: request.priority,

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fused_proto::text::v1::TokenizeResponse;
+use fused_proto::text::v1::{TokenizeRequest, TokenizeResponse};
 use fused_vocabulary::TokenId;
 
 use crate::prompt_ids::EncodedPrompt;
@@ -10,19 +10,38 @@ use crate::tokenizer::Core;
 const PIECE_TOKENS: usize = 4096;
 /// What a message says of a token at most beside its text: an id, and the text's key and length.
 const WIRE_BYTES: usize = 5 + 5;
+/// The most bytes by which a string tells one byte of a token's: `<0x0A>`.
+const MAX_SPELLING: usize = 6;
 /// What a token's text takes as a string of its own.
 const STRING_BYTES: usize = 64;
 
-/// The answer to a tokenizing request, in pieces: all ids, then all texts where they are asked for. A short one is one
-/// piece.
+/// Which strings are told of the tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Strings {
+    texts: bool,
+    pieces: bool,
+}
+
+impl Strings {
+    pub(super) fn asked_for(request: &TokenizeRequest) -> Self {
+        Self { texts: request.return_token_texts(), pieces: request.return_token_pieces() }
+    }
+
+    fn num_a_token(self) -> usize {
+        usize::from(self.texts) + usize::from(self.pieces)
+    }
+}
+
+/// The answer to a tokenizing request, in pieces: all ids, then all strings that are asked for. A short one is one piece.
 pub(super) struct TokenPieces {
     core: Arc<Core>,
     ids: Vec<TokenId>,
     num_base_tokens: usize,
     max_model_len: Option<u32>,
     num_ids_told: usize,
-    /// None where they are not asked for.
-    num_texts_told: Option<usize>,
+    strings: Strings,
+    /// Tokens of which the strings are told.
+    num_strings_told: usize,
     has_begun: bool,
 }
 
@@ -30,7 +49,7 @@ impl TokenPieces {
     pub(super) fn new(
         core: &Arc<Core>,
         prompt: EncodedPrompt,
-        with_texts: bool,
+        strings: Strings,
         max_model_len: Option<u32>,
     ) -> Self {
         Self {
@@ -39,22 +58,24 @@ impl TokenPieces {
             num_base_tokens: prompt.encoded.num_base_tokens,
             max_model_len,
             num_ids_told: 0,
-            num_texts_told: with_texts.then_some(0),
+            strings,
+            num_strings_told: 0,
             has_begun: false,
         }
     }
 
     /// At most the bytes of the whole answer as one message.
     pub(super) fn num_message_bytes(&self) -> usize {
-        // What is no text is told by a character of three bytes for each of it.
-        let bytes = |id: &TokenId| 3 * self.core.vocabulary.token_bytes(*id).len();
-        let texts: usize = if self.num_texts_told.is_some() { self.ids.iter().map(bytes).sum() } else { 0 };
-        texts + WIRE_BYTES * self.ids.len()
+        let bytes = |id: &TokenId| MAX_SPELLING * self.core.vocabulary.token_bytes(*id).len();
+        let num_strings = self.strings.num_a_token();
+        let strings =
+            if num_strings > 0 { num_strings * self.ids.iter().map(bytes).sum::<usize>() } else { 0 };
+        strings + WIRE_BYTES * self.ids.len()
     }
 
     /// What the whole answer takes here.
     pub(super) fn num_memory_bytes(&self) -> usize {
-        let strings = if self.num_texts_told.is_some() { STRING_BYTES * self.ids.len() } else { 0 };
+        let strings = self.strings.num_a_token() * STRING_BYTES * self.ids.len();
         strings + self.num_message_bytes()
     }
 
@@ -66,7 +87,7 @@ impl TokenPieces {
     /// The next piece.
     pub(super) fn next(&mut self) -> Option<TokenizeResponse> {
         let is_done = self.num_ids_told == self.ids.len()
-            && self.num_texts_told.is_none_or(|num_told| num_told == self.ids.len());
+            && (self.strings.num_a_token() == 0 || self.num_strings_told == self.ids.len());
         (!self.has_begun || !is_done).then(|| self.piece(PIECE_TOKENS))
     }
 
@@ -80,13 +101,18 @@ impl TokenPieces {
         let ids = self.ids.iter().skip(self.num_ids_told).take(num_tokens);
         piece.token_ids = ids.map(|id| id.0).collect();
         self.num_ids_told += piece.token_ids.len();
-        if let Some(num_told) = &mut self.num_texts_told
-            && self.num_ids_told == self.ids.len()
-        {
+        if self.strings.num_a_token() > 0 && self.num_ids_told == self.ids.len() {
             let vocabulary = &self.core.vocabulary;
             let text = |id: &TokenId| String::from_utf8_lossy(vocabulary.token_bytes(*id)).into_owned();
-            piece.token_texts = self.ids.iter().skip(*num_told).take(num_tokens).map(text).collect();
-            *num_told += piece.token_texts.len();
+            let ids = &self.ids[self.num_strings_told..];
+            let ids = &ids[..num_tokens.min(ids.len())];
+            if self.strings.texts {
+                piece.token_texts = ids.iter().map(text).collect();
+            }
+            if self.strings.pieces {
+                piece.token_pieces = ids.iter().map(|id| vocabulary.token_piece(*id)).collect();
+            }
+            self.num_strings_told += ids.len();
         }
         piece
     }

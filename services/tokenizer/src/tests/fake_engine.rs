@@ -34,6 +34,8 @@ pub(super) enum Step {
     Tokens(u32, Vec<u32>),
     /// With log-probability -1, and the token itself as the likeliest.
     TokensWithLogprobs(u32, Vec<u32>),
+    /// One that ends the sequence, with log-probability -2.
+    Ending(u32, u32),
     Eos(u32, u32),
     Length(u32, u32),
     /// Because it was told that the client has enough.
@@ -214,13 +216,22 @@ fn answer(step: Step) -> Result<GenerateResponse, Status> {
             cached_prompt_tokens: Some(3),
             ..PromptInfo::default()
         }),
-        Step::Tokens(sequence, token_ids) => {
-            Message::Tokens(TokenIncrement { sequence_idx: Some(sequence), token_ids, logprobs: Vec::new() })
-        }
+        Step::Tokens(sequence, token_ids) => Message::Tokens(TokenIncrement {
+            sequence_idx: Some(sequence),
+            token_ids,
+            ..TokenIncrement::default()
+        }),
         Step::TokensWithLogprobs(sequence, token_ids) => Message::Tokens(TokenIncrement {
             sequence_idx: Some(sequence),
             logprobs: token_ids.iter().map(|id| logprobs(*id, Some(-1.0))).collect(),
             token_ids,
+            last_ends: None,
+        }),
+        Step::Ending(sequence, token_id) => Message::Tokens(TokenIncrement {
+            sequence_idx: Some(sequence),
+            token_ids: vec![token_id],
+            logprobs: vec![logprobs(token_id, Some(-2.0))],
+            last_ends: Some(true),
         }),
         Step::Eos(sequence, completion_tokens) => {
             finish(sequence, FinishReason::Stop, completion_tokens, Some(Matched::EosTokenId(0)))

@@ -126,11 +126,15 @@ fn engine(steps: Vec<Step>) -> FakeEngine {
     FakeEngine::start("fake", &patch().fingerprint().to_string(), steps)
 }
 
+/// The demo model's end of sequence.
+const END: u32 = 0;
+
 fn answering(tokens: &[&[u32]]) -> Vec<Step> {
     let num_tokens: usize = tokens.iter().map(|ids| ids.len()).sum();
     let increments = tokens.iter().map(|ids| Step::Tokens(0, ids.to_vec()));
     let mut steps = vec![Step::Prompt(Vec::new())];
     steps.extend(increments);
+    steps.push(Step::Ending(0, END));
     steps.push(Step::Eos(0, num_tokens as u32 + 1));
     steps
 }
@@ -168,7 +172,11 @@ async fn text_goes_in_and_out_and_is_counted() {
     let answer = service.run(text(prompt)).await.unwrap();
 
     assert_eq!(answer.texts, [" the current directory.\n> More information: <https://www."]);
-    assert_eq!(answer.token_ids, output);
+    assert_eq!(
+        answer.token_ids,
+        [&*output, &[END]].concat(),
+        "the ending token is one, though it has no text"
+    );
     let info = answer.prompt.unwrap();
     assert_eq!(
         (info.prompt_tokens() as usize, &info.token_ids, info.text),
@@ -281,6 +289,7 @@ async fn a_stop_string_over_several_tokens_ends_the_request_at_the_engine_too() 
     let service = Service::start(&[&engine]).await;
     let answer = service.run(GenerateRequest { stop: stops(&["STOP"]), ..text("x") }).await.unwrap();
     assert_eq!(answer.texts, ["go "]);
+    assert_eq!(answer.token_ids, byte_ids("go STOP"), "the stop string's are drawn tokens too");
     assert_eq!(answer.finishes[0].reason(), FinishReason::Stop);
     assert_eq!(answer.finishes[0].matched, Some(Matched::StopString("STOP".to_owned())));
     assert_eq!(answer.completion_tokens(), 7, "counted up to the token that completed the stop string");
@@ -309,6 +318,36 @@ async fn stop_strings_can_be_part_of_the_output_and_need_min_tokens() {
     assert_eq!(service.run(request.clone()).await.unwrap().texts, ["a."]);
     request.stopping.get_or_insert_default().min_tokens = Some(2);
     assert_eq!(service.run(request).await.unwrap().texts, ["a.b."]);
+}
+
+#[tokio::test]
+async fn an_ending_token_is_part_of_the_text_where_that_is_asked_for() {
+    let engine = engine(answering(&[&byte_ids("a")]));
+    let service = Service::start(&[&engine]).await;
+    for (include_in_output, skip_special_tokens, expected) in
+        [(false, false, "a"), (true, true, "a"), (true, false, "a<|endoftext|>")]
+    {
+        let stop = StopStrings { strings: Vec::new(), include_in_output: Some(include_in_output) };
+        let skip_special_tokens = Some(skip_special_tokens);
+        let request = GenerateRequest { stop: Some(stop), skip_special_tokens, ..text("x") };
+        let answer = service.run(request).await.unwrap();
+        assert_eq!(
+            (&*answer.texts[0], answer.token_ids.last(), answer.completion_tokens()),
+            (expected, Some(&END), 2)
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_echo_shows_the_prompts_special_tokens_where_those_are_not_skipped() {
+    let engine = engine(answering(&[]));
+    let service = Service::start(&[&engine]).await;
+    let prompt = "a<|endoftext|>b";
+    for (skip_special_tokens, expected) in [(true, "ab"), (false, prompt)] {
+        let skip_special_tokens = Some(skip_special_tokens);
+        let request = GenerateRequest { echo: Some(true), skip_special_tokens, ..text(prompt) };
+        assert_eq!(service.run(request).await.unwrap().prompt.unwrap().text(), expected);
+    }
 }
 
 #[tokio::test]
@@ -372,13 +411,15 @@ async fn text_offsets_count_the_characters_that_were_emitted() {
     let offsets =
         |positions: &[TextLogprobs]| positions.iter().map(|at| at.text_offset()).collect::<Vec<_>>();
     let answer = service.run(request.clone()).await.unwrap();
-    assert_eq!(offsets(&answer.logprobs), [0, 1, 1, 2, 2, 2, 3]);
+    assert_eq!(offsets(&answer.logprobs), [0, 1, 1, 2, 2, 2, 3, 4]);
+    let end = answer.logprobs.last().unwrap().token.as_ref().unwrap();
+    assert_eq!((end.token_id(), end.text(), end.logprob), (END, "<|endoftext|>", Some(-2.0)));
     let second = answer.logprobs[1].token.as_ref().unwrap();
     assert_eq!((second.bytes(), second.text(), second.logprob), (&[0xC3][..], "\u{FFFD}", Some(-1.0)));
     assert_eq!(answer.logprobs[1].top.len(), 1);
 
     let echoed = service.run(GenerateRequest { echo: Some(true), ..request }).await.unwrap();
-    assert_eq!(offsets(&echoed.logprobs), [4, 5, 5, 6, 6, 6, 7]);
+    assert_eq!(offsets(&echoed.logprobs), [4, 5, 5, 6, 6, 6, 7, 8]);
     let prompt = echoed.prompt.unwrap();
     assert_eq!(prompt.text(), "äö #");
     assert_eq!(prompt.logprobs.len(), prompt_ids.len());
@@ -601,11 +642,12 @@ async fn a_long_answer_comes_in_pieces() {
         let request = TokenizeRequest {
             prompt: Some(text_prompt(prompt)),
             return_token_texts: Some(true),
+            return_token_pieces: Some(true),
             model: None,
         };
         let whole = client.tokenize(request.clone()).await.unwrap().into_inner();
         let mut pieces = client.tokenize_stream(request).await.unwrap().into_inner();
-        let (mut ids, mut texts, mut num_pieces) = (Vec::new(), String::new(), 0);
+        let (mut ids, mut texts, mut spelled, mut num_pieces) = (Vec::new(), String::new(), String::new(), 0);
         while let Some(piece) = pieces.message().await.unwrap() {
             assert!(piece.token_ids.len() <= 4096 && piece.token_texts.len() <= 4096);
             let is_first = num_pieces == 0;
@@ -614,14 +656,16 @@ async fn a_long_answer_comes_in_pieces() {
             assert_eq!(counts, if is_first { expected } else { (None, None, None) });
             ids.extend(piece.token_ids);
             texts.extend(piece.token_texts);
+            spelled.extend(piece.token_pieces);
             num_pieces += 1;
         }
         assert_eq!((ids.len(), &*texts), (whole.num_tokens() as usize, prompt));
+        assert_eq!(spelled, prompt.replace(' ', "Ġ"), "as the tokenizer's file spells them");
         assert_eq!(ids, whole.token_ids);
         assert_eq!(num_pieces > 1, prompt.len() > 10, "{num_pieces}");
     }
     let prompt = Some(text_prompt(&"a b".repeat(1 << 20)));
-    let huge = TokenizeRequest { prompt, return_token_texts: Some(true), model: None };
+    let huge = TokenizeRequest { prompt, return_token_texts: Some(true), ..TokenizeRequest::default() };
     let error = Error::from(client.tokenize(huge.clone()).await.unwrap_err());
     assert_eq!((error.code(), error.param()), (Code::InvalidArgument, Some("prompt")), "{error}");
     assert!(client.tokenize_stream(huge).await.unwrap().into_inner().message().await.unwrap().is_some());
@@ -654,8 +698,11 @@ async fn tokenizing_detokenizing_rendering_and_the_model() {
     let mut client = service.client.clone();
 
     let prompt = "# tar\n\n> Archiving utility.\n> More information: <https://www.";
-    let request =
-        TokenizeRequest { prompt: Some(text_prompt(prompt)), return_token_texts: Some(true), model: None };
+    let request = TokenizeRequest {
+        prompt: Some(text_prompt(prompt)),
+        return_token_texts: Some(true),
+        ..TokenizeRequest::default()
+    };
     let tokenized = client.tokenize(request).await.unwrap().into_inner();
     assert_eq!(tokenized.token_ids, ids(prompt));
     assert_eq!(tokenized.token_texts.concat(), prompt);

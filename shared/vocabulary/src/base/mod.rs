@@ -14,6 +14,7 @@ use tokenizers::Tokenizer;
 use self::byte_level::End;
 pub(crate) use self::bytes::Leading;
 pub(crate) use self::json::TokenizerJson;
+pub use self::json::base_token_id;
 use self::stream::{PieceEncoder, Undecided};
 
 use crate::{Error, Fingerprint, Result, TokenId, fingerprint};

@@ -37,7 +37,7 @@ fn who_ends_unforeseen_runs_once_more_in_vain_and_keeps_its_slot_until_then() {
     assert_eq!(client.listen().finishes()[0].reason, FinishReason::StopToken(tokens[2]));
     assert_eq!((load.num_running, load.kv.live_slots), (0, 1));
     harness.run();
-    assert_eq!((client.listen().tokens(0), harness.core.runner.num_steps), (tokens[..2].to_vec(), 4));
+    assert_eq!((client.listen().tokens(0), harness.core.runner.num_steps), (tokens[..3].to_vec(), 4));
     harness.assert_nothing_is_left();
 }
 

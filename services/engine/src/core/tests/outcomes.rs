@@ -34,7 +34,7 @@ fn a_prompt_in_chunks_gives_what_the_whole_gives() {
 }
 
 #[test]
-fn ending_tokens_end_and_are_not_sent() {
+fn ending_tokens_end_and_are_told_as_such() {
     // The first token of this prompt, made a stop token.
     let (tokens, _) = alone(&[4, 2], 0, 3);
     let mut harness = Harness::new(64);
@@ -43,7 +43,12 @@ fn ending_tokens_end_and_are_not_sent() {
     harness.run();
     let finish = client.listen().finishes()[0].clone();
     assert_eq!((finish.reason, finish.num_tokens), (FinishReason::StopToken(tokens[2]), 3));
-    assert_eq!(client.tokens(0), tokens[..2]);
+    assert_eq!(client.tokens(0), tokens[..3]);
+    let ends = client.heard.iter().filter_map(|event| match event {
+        Event::Token { ends, .. } => Some(*ends),
+        _ => None,
+    });
+    assert_eq!(ends.collect::<Vec<_>>(), [false, false, true]);
     // Neither is drawn before `min_tokens`.
     let params = StoppingParams { min_tokens: Some(20), max_tokens: Some(20), ..params };
     let mut client = harness.send(stopping("b", params), &[4, 2]);
@@ -65,7 +70,7 @@ fn end_of_sequence_ends_unless_ignored() {
     harness.run();
     assert_eq!(client.listen().tokens(0), tokens);
     assert_eq!(client.finishes()[0].reason, FinishReason::Eos(EOS));
-    assert_eq!(client.finishes()[0].num_tokens, tokens.len() + 1);
+    assert_eq!(client.finishes()[0].num_tokens, tokens.len());
     assert_eq!(ignoring.listen().tokens(0).len(), 30);
     assert!(ignoring.tokens(0).contains(&EOS));
 }
