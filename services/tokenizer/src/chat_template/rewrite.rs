@@ -138,6 +138,10 @@ impl Tag<'_> {
             match self.peek(0)?.text {
                 "generation" => return self.replace("with"),
                 "endgeneration" => return self.replace("endwith"),
+                // There are no other templates. The engine's reader of imports ends the process over some of them.
+                word @ ("import" | "from" | "include" | "extends") => {
+                    return self.replace(&format!("{word}_is_not_offered"));
+                }
                 "for" => self.loop_head()?,
                 _ => self.take()?,
             }
@@ -319,7 +323,7 @@ impl Tag<'_> {
     /// A value with its sign, its filters and its tests. The engine does not know the sign `+`.
     fn unary(&mut self) -> Option<()> {
         while self.is("-") || self.is("+") {
-            if self.is("+") { self.replace("")? } else { self.take()? }
+            if self.is("+") { self.replace(" ")? } else { self.take()? }
         }
         self.operand()?;
         loop {
@@ -468,10 +472,11 @@ mod tests {
             ("{{ f(x=a[::-1]).b }}", "{{ f(x=((a)|__slice(none,none,-1))).b }}"),
             ("{{ a, b }}", "{{( a, b) }}"),
             ("{{ '\\a\\/\\101\\U0001F600\\n\\\"' }}", "{{ '\u{7}\\\\/A😀\\n\"' }}"),
-            ("{{ +1 - +a }}", "{{ 1 - a }}"),
+            ("{{ +1 - +a }}", "{{  1 -  a }}"),
             ("{% for a, b in c if d %}", "{% for a, b in(( c)|__iterated()) if d %}"),
             ("{% for a in b recursive %}", "{% for a in(( b)|__iterated()) recursive %}"),
             ("{%- generation -%}{% endgeneration %}", "{%- with -%}{% endwith %}"),
+            ("{% import 'a' as b %}", "{% import_is_not_offered 'a' as b %}"),
             ("a\r\nb\rc", "a\nb\nc"),
             ("{% raw %}\n{{ a % b }}{% endraw %}\n", "{% raw %}\n\n{{ a % b }}{% endraw %}\n"),
         ] {
