@@ -88,6 +88,7 @@ mod tests {
             ("{{ a[1:] }}", "{{(( a)|__slice(1,none,none)) }}"),
             ("{{ f(x=a[::-1]).b }}", "{{ f(x=((a)|__slice(none,none,-1))).b }}"),
             ("{{ a, b }}", "{{( a, b) }}"),
+            ("{% set a, b = c % d, e %}", "{% set a, b =(( c)|__percent( d)), e %}"),
             ("{{ '\\a\\/\\101\\U0001F600\\n\\\"' }}", "{{ '\u{7}\\\\/A😀\\n\"' }}"),
             ("{{ +1 - +a }}", "{{  1 -  a }}"),
             ("{% for a, b in c if d %}", "{% for a, b in(( c)|__iterated()) if d %}"),

@@ -30,7 +30,11 @@ impl<'a> Tag<'a> {
 
     /// Writes its code, and returns how much of the source that was; none where the code is not understood.
     pub(super) fn write(mut self) -> Option<usize> {
-        self.statement_or_expression(self.source.starts_with("{%"))?;
+        if self.source.starts_with("{%") {
+            self.statement()?
+        } else {
+            self.output()?
+        }
         Some(self.copied)
     }
 
@@ -78,43 +82,42 @@ impl<'a> Tag<'a> {
         self.out[start..].to_owned()
     }
 
-    fn statement_or_expression(&mut self, is_statement: bool) -> Option<()> {
-        if is_statement {
-            match self.peek(0)?.text {
-                "generation" => return self.replace("with"),
-                "endgeneration" => return self.replace("endwith"),
-                // There are no other templates. The engine's reader of imports ends the process over some of them.
-                word @ ("import" | "from" | "include" | "extends") => {
-                    return self.replace(&format!("{word}_is_not_offered"));
-                }
-                "for" => self.loop_head()?,
-                _ => self.take()?,
+    /// A statement is expressions and what stands between them: `set a, b = 1, 2`.
+    fn statement(&mut self) -> Option<()> {
+        match self.peek(0)?.text {
+            "generation" => return self.replace("with"),
+            "endgeneration" => return self.replace("endwith"),
+            // There are no other templates. The engine's reader of imports ends the process over some of them.
+            word @ ("import" | "from" | "include" | "extends") => {
+                return self.replace(&format!("{word}_is_not_offered"));
             }
+            "for" => self.loop_head()?,
+            _ => self.take()?,
         }
-        if !is_statement {
-            let start = self.out.len();
-            self.expression()?;
-            let is_tuple = self.is(",");
-            while self.take_if(",") && self.next < self.tokens.len() {
-                self.expression()?;
-            }
-            if is_tuple {
-                let items = self.written(start);
-                self.out.truncate(start);
-                self.out.extend(["(", &items, ")"]);
-            }
-            return (self.next == self.tokens.len()).then_some(());
-        }
-        // A statement is expressions and what stands between them: `set a, b = 1, 2`.
         while self.next < self.tokens.len() {
             let (next, length, copied) = (self.next, self.out.len(), self.copied);
             if self.expression().is_none() {
                 self.out.truncate(length);
-                (self.next, self.copied) = (next, copied);
+                (self.next, self.copied, self.depth) = (next, copied, 0);
                 self.take()?;
             }
         }
         Some(())
+    }
+
+    /// What is written out: a value, or several as a tuple, which the engine wants in parentheses.
+    fn output(&mut self) -> Option<()> {
+        let start = self.out.len();
+        self.expression()?;
+        if self.is(",") {
+            while self.take_if(",") && self.next < self.tokens.len() {
+                self.expression()?;
+            }
+            let items = self.written(start);
+            self.out.truncate(start);
+            self.out.extend(["(", &items, ")"]);
+        }
+        (self.next == self.tokens.len()).then_some(())
     }
 
     /// `for targets in items`: None has no items.
