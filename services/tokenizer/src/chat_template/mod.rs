@@ -19,6 +19,7 @@ mod parts;
 mod repr;
 mod rewrite;
 mod source;
+mod tag;
 mod text_methods;
 mod tojson;
 mod tokens;

@@ -16,6 +16,7 @@ type Result<T> = std::result::Result<T, Error>;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("__iterated", iterated);
+    environment.add_filter("format", format_filter);
     environment.add_filter("__add", add);
     environment.add_filter("__concat", concat);
     environment.add_filter("__percent", percent);
@@ -98,9 +99,38 @@ fn percent(state: &State, value: &Value, operand: &Value) -> Result<Value> {
         _ if operand.is_tuple() => operand.try_iter()?.collect(),
         _ => vec![operand.clone()],
     };
-    let num_bytes = text_methods::formatted_bytes(text, &arguments)?;
+    printf(state, text, &arguments)
+}
+
+/// The filter `format`.
+fn format_filter(state: &State, text: &str, arguments: Arguments) -> Result<Value> {
+    let arguments = arguments.into_values();
+    for argument in &arguments {
+        check_extent(state, argument)?;
+    }
+    printf(state, text, &arguments)
+}
+
+fn printf(state: &State, text: &str, arguments: &[Value]) -> Result<Value> {
+    check_fields(text)?;
+    let num_bytes = text_methods::formatted_bytes(text, arguments)?;
     state.consume_fuel(num_bytes as u64 / BYTES_A_FUEL)?;
-    format(FormatStyle::Printf, text, &arguments).map(Value::from)
+    format(FormatStyle::Printf, text, arguments).map(Value::from)
+}
+
+/// Refuses fields that are none: the engine's reader ends the process over some of them.
+fn check_fields(text: &str) -> Result<()> {
+    let mut rest = text;
+    while let Some((_, field)) = rest.split_once('%') {
+        let spec = match field.strip_prefix('(') {
+            Some(name) => name.split_once(')').filter(|(name, _)| name.is_ascii()).map(|(_, spec)| spec),
+            None => Some(field),
+        };
+        let spec = spec.map(|spec| spec.trim_start_matches(|char: char| "-+ #.0123456789".contains(char)));
+        let after = spec.and_then(|spec| spec.strip_prefix(|char: char| "diouxXeEfFgGcs%".contains(char)));
+        rest = after.ok_or_else(|| invalid("%: there is a field without a conversion that is known"))?;
+    }
+    Ok(())
 }
 
 fn remainder(value: &Value, operand: &Value) -> Result<Value> {

@@ -255,6 +255,12 @@ fn hostile_templates_are_refused_or_rendered_and_end_nothing() {
     refused("{{ '{:1000000000}{:9999999999999999999999}'.format(1, 2) }}");
     refused("{{ '{:.1000000000f}'.format(1.5) }}");
     refused("{{ '{:{w}}'.format(1, w=1000000000) }}");
+    refused("{{ '%(日b)d' % {'a': 1} }}{{ '%(日b)d' | format(a=1) }}");
+    refused("{{ '%(日b)d' | format(a=1) }}");
+    refused("{{ '%1000000000d' % 1 }}");
+    refused("{% impor+t 'x' as y %y %}");
+    refused("{{ 'x' | truncate(1000000000, false, 'y' * 1000000000) }}");
+    refused("{{ [[1] * 1000] | tojson(indent=' ' * 17) }}");
     refused("{{ 'x'.ljust(1000000000) }}");
     refused("{{ 'x' | center(1000000000) }}");
     refused("{{ 'x' | indent(1000000000) }}");
@@ -323,6 +329,16 @@ fn a_missing_or_broken_template_refuses_chats_only() {
         let error = templates(config).render(&conversation).unwrap_err();
         assert_eq!(error.code(), Code::Unsupported);
         assert!(error.message().contains("chat template"), "{error}");
+    }
+}
+
+#[test]
+fn templates_that_ask_for_others_are_refused() {
+    for template in
+        ["{% import 'x' as y(1) %}", "{% from 'x' import y %}", "{% include 'x' %}", "{% extends 'x' %}"]
+    {
+        let error = render(template, user("x")).unwrap_err();
+        assert_eq!(error.code(), Code::Unsupported, "{template}");
     }
 }
 
