@@ -246,7 +246,9 @@ impl PromptEncoder {
     fn take_ids(&self, mut ids: Vec<TokenId>, limit: PromptLimit) -> Result<EncodedPrompt> {
         let vocab_size = self.vocabulary.vocab_size();
         if let Some(id) = ids.iter().find(|id| id.row() >= vocab_size) {
-            let message = format!("token id {id} is out of range: the vocabulary has {vocab_size} tokens");
+            let message = format!(
+                "token id {id} is out of range: the model's vocabulary has {vocab_size} tokens, with ids as /tokenize gives them"
+            );
             return Err(Error::invalid("prompt", message));
         }
         let num_kept = self.kept(limit, ids.len()).map_err(|error| error.with_param("prompt"))?;

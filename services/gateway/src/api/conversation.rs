@@ -101,7 +101,11 @@ pub(super) fn check_tool_choice(choice: Option<&RawValue>, has_tools: bool) -> R
             r#""auto""# => return Ok(()),
             asked if asked == r#""required""# || asked.starts_with('{') => "tool_choice",
             _ => {
-                return Err(wrong("tool_choice", "\"none\", \"auto\", \"required\" or a tool's name", choice));
+                return Err(wrong(
+                    "tool_choice",
+                    "\"none\", \"auto\", \"required\" or a tool's name",
+                    choice,
+                ));
             }
         },
     };

@@ -98,7 +98,9 @@ impl TextService {
         let ids: Vec<_> = request.token_ids.iter().copied().map(TokenId).collect();
         let vocab_size = self.core.vocabulary.vocab_size();
         if let Some(id) = ids.iter().find(|id| id.row() >= vocab_size) {
-            let message = format!("token id {id} is out of range: the vocabulary has {vocab_size} tokens");
+            let message = format!(
+                "token id {id} is out of range: the model's vocabulary has {vocab_size} tokens, with ids as /tokenize gives them"
+            );
             return Err(Error::invalid("tokens", message));
         }
         let num_bytes = ids.iter().map(|id| self.core.vocabulary.token_bytes(*id).len()).sum::<usize>();
