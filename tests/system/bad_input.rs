@@ -70,7 +70,7 @@ fn table() -> Vec<Row> {
         row(chat, json!({"messages": []}), 400, invalid, "messages"),
         row(
             chat,
-            json!({"messages": [{"role": "wizard", "content": "x"}]}),
+            json!({"messages": [{"role": "", "content": "x"}]}),
             400,
             invalid,
             "messages[0].role",
