@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod chat_templates;
+mod clients;
 mod concurrency;
 mod golden;
 mod grpc_edge;

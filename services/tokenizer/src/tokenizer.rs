@@ -131,7 +131,10 @@ impl Core {
         match ids.iter().find(|id| id.row() >= num_ids) {
             None => Ok(()),
             Some(id) => {
-                let message = format!("token id {id} is out of range: the vocabulary has {num_ids} tokens");
+                let message = format!(
+                    "token id {id} is out of range: the model's vocabulary has {num_ids} tokens, with ids as /tokenize \
+                     gives them"
+                );
                 Err(fused_status::Error::invalid(field, message))
             }
         }
