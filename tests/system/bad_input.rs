@@ -68,13 +68,7 @@ fn table() -> Vec<Row> {
         row(completions, json!([1, 2]), 400, invalid, ""),
         row(chat, json!({}), 400, invalid, "messages"),
         row(chat, json!({"messages": []}), 400, invalid, "messages"),
-        row(
-            chat,
-            json!({"messages": [{"role": "", "content": "x"}]}),
-            400,
-            invalid,
-            "messages[0].role",
-        ),
+        row(chat, json!({"messages": [{"role": "", "content": "x"}]}), 400, invalid, "messages[0].role"),
         row(chat, messages("top_logprobs", json!(2)), 400, invalid, "top_logprobs"),
         row(chat, messages("max_completion_tokens", json!(-5)), 400, invalid, "max_completion_tokens"),
         row(
