@@ -68,7 +68,7 @@ async fn every_drawn_token_has_its_logprob_and_id_whole_and_streamed() {
             let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
             let text = choice["text"].as_str().unwrap();
             assert!(offsets.iter().all(|offset| offset.as_u64().unwrap() <= text.chars().count() as u64));
-            assert_eq!(choice["finish_reason"], of_choice().last().unwrap()["finish_reason"]);
+            assert_eq!(choice["finish_reason"], of_choice().next_back().unwrap()["finish_reason"]);
         }
     }
 }
