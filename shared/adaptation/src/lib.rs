@@ -9,6 +9,7 @@
 //! This room holds no model in memory, never runs one, and leaves to its caller where a directory is made and what
 //! becomes of it.
 
+mod card;
 mod config;
 mod error;
 mod model;

@@ -9,6 +9,7 @@ use fused_checkpoint::{
 use fused_vocabulary::embedding::{Initialisation, Side};
 use fused_vocabulary::{PatchVocabulary, Vocabulary};
 
+use crate::card::{CARD_FILE, model_card};
 use crate::{AdaptedConfig, AdaptedRows, Error, Result, tokenizer_json};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -119,6 +120,7 @@ impl<'a> AdaptedModel<'a> {
         for (name, text) in self.config.files() {
             write_file(dir, name, text.as_bytes())?;
         }
+        write_file(dir, CARD_FILE, model_card(self.base.name(), self.patch).as_bytes())?;
         write_file(dir, PATCH_FILE, self.patch.to_json().as_bytes())?;
         write_file(dir, TOKENIZER_FILE, &self.tokenizer)?;
         for name in TOKENIZER_FILES {

@@ -118,18 +118,19 @@ fn a_patch_vocabulary_for_a_larger_model_is_refused() {
 #[test]
 fn every_family_loads_and_a_tensor_that_does_not_fit_is_named() {
     for (name, wrong_tensor) in [
-        ("tiny-gpt2", "h.0.mlp.c_fc.weight"),
-        ("tiny-llama3", "model.layers.0.mlp.gate_proj.weight"),
-        ("tiny-llama-bias", "model.layers.0.mlp.gate_proj.weight"),
-        ("tiny-llama-sharded", "model.layers.0.mlp.gate_proj.weight"),
-        ("tiny-mistral", "model.layers.0.mlp.gate_proj.weight"),
-        ("tiny-qwen2", "model.layers.0.mlp.gate_proj.weight"),
-        ("tiny-qwen3", "model.layers.0.mlp.gate_proj.weight"),
+        ("tiny-gpt2", "mlp.c_fc.weight"),
+        ("tiny-llama3", "mlp.gate_proj.weight"),
+        ("tiny-llama-bias", "mlp.gate_proj.weight"),
+        ("tiny-llama-sharded", "mlp.gate_proj.weight"),
+        ("tiny-mistral", "mlp.gate_proj.weight"),
+        ("tiny-qwen2", "mlp.gate_proj.weight"),
+        ("tiny-qwen3", "mlp.gate_proj.weight"),
     ] {
         let (checkpoint, config) = open(name);
         let model = load(&checkpoint, &config, None).unwrap();
         assert_eq!(model.layers.len(), config.num_layers, "{name}");
         let narrow = ModelConfig { intermediate_size: config.intermediate_size + 1, ..config.clone() };
+        // Of which layer: they load side by side.
         let error = cause(load(&checkpoint, &narrow, None).unwrap_err());
         assert!(error.contains(wrong_tensor), "{name}: {error}");
         let deep = ModelConfig {

@@ -106,6 +106,12 @@ fn every_family_is_written_whole_or_sharded_untied_and_without_padding_rows() {
                 before,
                 "{name}"
             );
+            let card = files.read("README.md").unwrap().unwrap();
+            let card = std::str::from_utf8(&card).unwrap();
+            assert!(
+                card.contains("`tokenizer.json` is the base model's") && card.contains("n-tokens"),
+                "{card}"
+            );
             let written = files.read(PATCH_FILE).unwrap().unwrap();
             assert_eq!(PatchVocabulary::parse(&written).unwrap(), patch);
             Vocabulary::load(&files.read(TOKENIZER_FILE).unwrap().unwrap(), Some(patch.clone())).unwrap();
