@@ -1,5 +1,5 @@
 //! Chat templates: Jinja as transformers runs it (trimmed blocks, loop controls, generation blocks, values and their
-//! methods as Python has them: [`rewrite`], [`filters`], [`operators`], [`methods`], [`repr`]), with fuel, so
+//! methods as Python has them: [`rewrite`](mod@rewrite), [`filters`], [`operators`], [`methods`], [`repr`]), with fuel, so
 //! that no template can run on, and on a stack of its own, so that none ends the process by being deep. What fuel does
 //! not see (comparing, joining and dropping values that contain one another a thousand times) a model's template may
 //! still do; a request's own one, where the server allows it, is rendered by a process of its own, whose memory and

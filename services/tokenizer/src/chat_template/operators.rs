@@ -1,4 +1,4 @@
-//! Operators of Python that differ from the engine's, as the filters that [`rewrite`](super::rewrite) puts in their
+//! Operators of Python that differ from the engine's, as the filters that [`rewrite`](mod@super::rewrite) puts in their
 //! places.
 
 use std::cmp::Ordering;
