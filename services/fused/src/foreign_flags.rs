@@ -25,17 +25,20 @@ const MEMORY_PART: &str =
 const TOKENIZER: &str =
     "the tokenizer is the one in the model's directory; an adapted vocabulary is --patch-vocabulary";
 const SEED: &str = "a seed comes with each request, as `seed`; without one, draws are random: leave it out";
-const DTYPE: &str =
-    "weights are computed in the type they are stored in, on a GPU in bfloat16 or float16: leave it out";
 const MULTIMODAL: &str = "only text is served: leave it out";
 const OUTPUT: &str =
     "requests bound their output by max_tokens, and --max-model-len bounds prompt and output: leave it out";
 
 /// Flag and sentence. In alphabetical order.
-const FLAGS: [(&str, &str); 77] = [
+const FLAGS: [(&str, &str); 98] = [
     ("--attention-backend-config", GRAPHS),
+    ("--batch-size", "say --token-budget, which bounds the tokens of one step"),
     ("--block-size", BLOCKS),
     ("--calculate-kv-scales", KV_DTYPE),
+    (
+        "--chat-template-content-format",
+        "contents are given in the form that the chat template takes: leave it out",
+    ),
     ("--code-revision", NO_CODE),
     ("--compilation-config", GRAPHS),
     ("--context-parallel-size", PARALLEL),
@@ -47,17 +50,24 @@ const FLAGS: [(&str, &str); 77] = [
         "several engines are several processes: `fused engine` on each GPU, and --engine URL for each",
     ),
     ("--disable-cuda-graph", GRAPHS),
+    ("--disable-custom-all-reduce", PARALLEL),
     ("--disable-log-requests", LOGS),
     ("--disable-log-stats", LOGS),
     ("--disable-radix-cache", "say --prefix-cache false"),
+    ("--disable-uvicorn-access-log", LOGS),
     ("--distributed-executor-backend", PARALLEL),
     ("--download-dir", CACHE_DIR),
-    ("--dtype", DTYPE),
+    (
+        "--dp-size",
+        "several engines are several processes: `fused engine` on each GPU, and --engine URL for each",
+    ),
     ("--enable-auto-tool-choice", TOOL_CALLS),
     ("--enable-chunked-prefill", CHUNKED),
     ("--enable-expert-parallel", PARALLEL),
     ("--enable-log-requests", LOGS),
     ("--enable-lora", ADAPTERS),
+    ("--enable-metrics", "metrics are always served, at /metrics; a port without a key is --metrics-port"),
+    ("--enable-prompt-tokens-details", "usage always has them: leave it out"),
     ("--enable-reasoning", REASONING),
     ("--enforce-eager", GRAPHS),
     ("--expert-parallel-size", PARALLEL),
@@ -68,10 +78,13 @@ const FLAGS: [(&str, &str); 77] = [
     ("--hf-overrides", "config.json is read as it stands: change it in the model's directory"),
     ("--hf-token", "the hub's token is read from HF_TOKEN in the environment"),
     ("--huggingface-hub-cache", CACHE_DIR),
+    ("--jinja", "chats are always rendered by the model's chat template: leave it out"),
     ("--json-model-override-args", "config.json is read as it stands: change it in the model's directory"),
     ("--kv-cache-dtype", KV_DTYPE),
     ("--kv-cache-memory-bytes", "say --kv-cache-bytes"),
     ("--limit-mm-per-prompt", MULTIMODAL),
+    ("--log-level", "say --log-filter, as in --log-filter warn"),
+    ("--lora", ADAPTERS),
     ("--lora-modules", ADAPTERS),
     ("--lora-paths", ADAPTERS),
     ("--max-batch-prefill-tokens", "say --token-budget, which bounds the tokens of one step"),
@@ -79,11 +92,14 @@ const FLAGS: [(&str, &str); 77] = [
     ("--max-concurrent-requests", "say --max-requests-in-flight"),
     ("--max-input-length", OUTPUT),
     ("--max-input-tokens", OUTPUT),
+    ("--max-log-len", LOGS),
     ("--max-logprobs", "20 log-probabilities a token are the most: leave it out"),
     ("--max-lora-rank", ADAPTERS),
+    ("--max-prefill-tokens", "say --token-budget, which bounds the tokens of one step"),
     ("--max-total-tokens", "say --max-model-len"),
     ("--mem-fraction-static", MEMORY_PART),
     ("--mm-processor-kwargs", MULTIMODAL),
+    ("--mmproj", MULTIMODAL),
     ("--n-gpu-layers", "a model is on one device as a whole: --device cpu or cuda:N"),
     ("--no-enable-chunked-prefill", CHUNKED),
     ("--no-enable-log-requests", LOGS),
@@ -96,9 +112,12 @@ const FLAGS: [(&str, &str); 77] = [
     ("--quantization", QUANTIZED),
     ("--quantize", QUANTIZED),
     ("--reasoning-parser", REASONING),
+    ("--return-tokens-as-token-ids", "a request asks for it, as return_tokens_as_token_ids: leave it out"),
     ("--revision", REVISION),
+    ("--root-path", "a path before the API is for a proxy to take away: leave it out"),
     ("--rope-scaling", "rotary scaling is read from config.json: change it in the model's directory"),
     ("--sampling-backend", GRAPHS),
+    ("--schedule-policy", "say --scheduling-order, fcfs or priority"),
     ("--seed", SEED),
     ("--sharded", PARALLEL),
     ("--speculative-algorithm", SPECULATION),
@@ -109,10 +128,16 @@ const FLAGS: [(&str, &str); 77] = [
     ("--swap-space", SWAP),
     ("--task", "generating text is the only task: leave it out"),
     ("--tensor-parallel-size", PARALLEL),
+    ("--threads", "as many threads compute as there are cores: leave it out"),
     ("--tokenizer-mode", TOKENIZER),
+    ("--tokenizer-path", TOKENIZER),
     ("--tokenizer-revision", REVISION),
     ("--tool-call-parser", TOOL_CALLS),
+    ("--tp-size", PARALLEL),
     ("--trust-remote-code", NO_CODE),
+    ("--ubatch-size", "say --token-budget, which bounds the tokens of one step"),
+    ("--uvicorn-log-level", "say --log-filter, as in --log-filter warn"),
+    ("--watchdog-timeout", "say --watchdog-timeout-s"),
 ];
 
 /// Short spellings, which clap would take apart.

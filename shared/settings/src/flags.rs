@@ -14,7 +14,7 @@ pub struct EngineFlags {
     pub config: Option<PathBuf>,
 
     /// Model directory or hub id ORG/NAME@REVISION [default: the demo model in this binary]
-    #[arg(long, aliases = ["model_name", "model-path", "model-id"], value_name = "DIR_OR_ID", help_heading = "Model")]
+    #[arg(long, aliases = ["model_name", "model-name", "model-path", "model-id"], value_name = "DIR_OR_ID", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
     /// Names clients may use; answers tell the first [default: the directory's name or the hub id]
@@ -38,6 +38,10 @@ pub struct EngineFlags {
     #[arg(long, alias = "model_load_format", value_name = "FORMAT", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     load_format: Option<String>,
+    /// auto: weights are computed in the type that they are stored in
+    #[arg(long, hide = true, value_parser = only_auto)]
+    #[serde(skip)]
+    dtype: Option<()>,
     /// fa_vattn: contiguous virtual KV memory, the only one [default: fa_vattn]
     #[arg(long, alias = "model_attention_backend", value_name = "NAME", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,6 +126,17 @@ pub struct EngineFlags {
     #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     watchdog_timeout_s: Option<f64>,
+}
+
+/// What other servers let choose; a command line that leaves it to the model is right here, too.
+fn only_auto(dtype: &str) -> Result<(), String> {
+    match dtype {
+        "auto" => Ok(()),
+        _ => {
+            Err("weights are computed in the type that they are stored in: leave it out, or give auto"
+                .to_owned())
+        }
+    }
 }
 
 impl EngineFlags {

@@ -79,7 +79,8 @@ fn check(settings: &Settings) -> Result<(), SettingsError> {
             ),
         });
     }
-    if !matches!(&*settings.load_format, "auto" | "dummy") {
+    // The latter is what is loaded in any case.
+    if !matches!(&*settings.load_format, "auto" | "dummy" | "safetensors") {
         return Err(SettingsError::OutOfRange {
             key: "load_format",
             problem: format!("must be auto or dummy, not `{}`", settings.load_format),

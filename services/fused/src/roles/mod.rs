@@ -9,7 +9,7 @@ mod parts;
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use fused_checkpoint::Wanted;
 use fused_lifecycle::Lifecycle;
 use fused_settings::Settings;
@@ -33,6 +33,7 @@ const DEFAULT_ENGINE: &str = "http://127.0.0.1:50052";
 /// Gateway, tokenizer and engine in one process, joined by in-memory channels.
 pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
     let settings = &process.settings;
+    check_tokenizer(&settings.tokenizer)?;
     // Bound before the model is loaded: a port in use shows at once.
     let http = bind(settings, settings.port, "--port").await?;
     let grpc = match settings.grpc_port {
@@ -59,6 +60,18 @@ pub(crate) async fn serve(process: Arc<Process>) -> anyhow::Result<Failure> {
     };
     banner.with_example(&example).print()?;
     Ok(parts.failure)
+}
+
+/// Other servers have a setting of this name for the tokenizer's files; one file of settings for all roles may name
+/// services here that this one has in itself.
+fn check_tokenizer(urls: &[String]) -> anyhow::Result<()> {
+    match urls.iter().find(|url| !url.contains("://")) {
+        None => Ok(()),
+        Some(name) => bail!(
+            "setting tokenizer: `{name}` is not the URL of a tokenizer service, which `fused gateway` sends to; the files of \
+             the tokenizer are those in the model's directory"
+        ),
+    }
 }
 
 /// A key as a shell finds it, without showing it: where it came from, if that is a place with one key.

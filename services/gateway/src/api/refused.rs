@@ -3,7 +3,7 @@
 pub(super) const REFUSED: [(&str, &[&str]); 72] = [
     // What the output must look like.
     ("response_format", &[r#"{"type": "text"}"#]),
-    ("structured_outputs", &[]),
+    ("structured_outputs", &["{}"]),
     ("guided_json", &[]),
     ("guided_json_object", &[]),
     ("guided_regex", &[]),
@@ -34,8 +34,8 @@ pub(super) const REFUSED: [(&str, &[&str]); 72] = [
     ("logit_processors", &[]),
     ("logits_processor", &[]),
     ("custom_logit_processor", &[]),
-    ("custom_params", &[]),
-    ("vllm_xargs", &[]),
+    ("custom_params", &["{}"]),
+    ("vllm_xargs", &["{}"]),
     ("repeat_penalty", &["1"]),
     ("repetition_detection", &[]),
     ("no_repeat_ngram_size", &["0"]),
@@ -65,11 +65,11 @@ pub(super) const REFUSED: [(&str, &[&str]); 72] = [
     ("prompt_embeds", &[]),
     ("input_embeds", &[]),
     ("image_data", &[]),
-    ("audio", &[]),
+    ("audio", &["{}"]),
     ("modalities", &[r#"["text"]"#]),
     ("web_search_options", &[]),
     ("truncation_side", &[r#""left""#]),
-    ("kv_transfer_params", &[]),
+    ("kv_transfer_params", &["{}"]),
     // What else is to be told.
     ("prompt_logprobs", &[]),
     ("logprob_token_ids", &[]),
