@@ -11,7 +11,7 @@ writes nothing of texts, they become lists). An outcome is a text, or null where
 
 chat_templates/expressions.jinja has one template a line, each rendered with one conversation. Left out of it is what no
 published template was seen to do and the engine does otherwise: printing a range, a method or a namespace, places of views,
-`varargs` and `kwargs` of macros, defaults of a macro's arguments that are its other arguments, the filters urlencode, wordwrap, pprint, xmlattr and random, and
+defaults of a macro's arguments that are its other arguments, the filters urlencode, wordwrap, pprint, xmlattr and random, and
 classes of digits beyond ASCII's.
 """
 

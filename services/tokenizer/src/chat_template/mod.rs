@@ -12,6 +12,7 @@ mod environment;
 mod filters;
 mod isolated;
 mod literals;
+mod macros;
 mod messages;
 mod methods;
 mod operators;

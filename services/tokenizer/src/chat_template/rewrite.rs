@@ -2,6 +2,7 @@
 //! `{% generation %}` blocks are scopes, and operators that the engine computes otherwise than Python are filters of ours
 //! ([`operators`](super::operators)). A tag that is not understood stays as it is: the engine says what is wrong with it.
 
+use super::macros::{self, Macros};
 use super::tag::Tag;
 use super::tokens::{Token, tokenize};
 
@@ -9,14 +10,17 @@ use super::tokens::{Token, tokenize};
 pub(super) fn rewrite(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len() + source.len() / 8);
-    let marks_texts = source.contains("safe") || source.contains("escape");
+    let context = Context {
+        marks_texts: source.contains("safe") || source.contains("escape"),
+        macros: macros::find(&source),
+    };
     let mut rest = source.as_str();
     while let Some(start) = rest.find("{").filter(|start| start + 1 < rest.len()) {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
         let num_bytes = match tag.as_bytes()[1] {
             b'#' => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            b'{' | b'%' => rewrite_tag(tag, marks_texts, &mut out).unwrap_or(tag.len()),
+            b'{' | b'%' => rewrite_tag(tag, &context, &mut out).unwrap_or(tag.len()),
             _ => 1,
         };
         if !matches!(tag.as_bytes()[1], b'{' | b'%') {
@@ -28,8 +32,15 @@ pub(super) fn rewrite(source: &str) -> String {
     out
 }
 
+/// What a tag's meaning depends on beside its own code.
+pub(super) struct Context {
+    /// Whether `+` may join a text that is marked as safe.
+    pub(super) marks_texts: bool,
+    pub(super) macros: Macros,
+}
+
 /// Writes one tag, a whole raw block included, and returns how long it was; none where it does not end.
-fn rewrite_tag(source: &str, marks_texts: bool, out: &mut String) -> Option<usize> {
+fn rewrite_tag(source: &str, context: &Context, out: &mut String) -> Option<usize> {
     let Some((tokens, end)) = tokenize(source) else {
         out.push_str(source);
         return None;
@@ -46,7 +57,7 @@ fn rewrite_tag(source: &str, marks_texts: bool, out: &mut String) -> Option<usiz
     let opening = 2 + usize::from(source[2..].starts_with(['-', '+']));
     out.push_str(&source[..opening]);
     let begun = out.len();
-    let copied = Tag::new(source, &tokens, opening, marks_texts, out).write();
+    let copied = Tag::new(source, &tokens, opening, context, out).write();
     if copied.is_none() {
         out.truncate(begun);
     }
@@ -55,7 +66,7 @@ fn rewrite_tag(source: &str, marks_texts: bool, out: &mut String) -> Option<usiz
 }
 
 /// Where a raw block ends that this tag begins: nothing in it is a tag.
-fn raw_end(source: &str, tokens: &[Token<'_>], end: usize) -> Option<usize> {
+pub(super) fn raw_end(source: &str, tokens: &[Token<'_>], end: usize) -> Option<usize> {
     if !source.starts_with("{%") || tokens.first()?.text != "raw" {
         return None;
     }
@@ -96,6 +107,14 @@ mod tests {
             ("{%- generation -%}{% endgeneration %}", "{%- with -%}{% endwith %}"),
             ("{% import 'a' as b %}", "{% import_is_not_offered 'a' as b %}"),
             ("a\r\nb\rc", "a\nb\nc"),
+            (
+                "{% macro m(a, b=[1, 2]) %}{{ varargs }}{% endmacro %}{{ m(1, 2, f(3), 4, b=5) }}",
+                "{% macro m(a, b=[1, 2], varargs=()) %}{{ varargs }}{% endmacro %}{{ m(1,  2, varargs=( f(3),  4,), b=5) }}",
+            ),
+            (
+                "{% macro m() %}{{ kwargs }}{% endmacro %}{% call m(x=1) %}{% endcall %}{{ o.m(1) }}",
+                "{% macro m(kwargs={}) %}{{ kwargs }}{% endmacro %}{% call m(kwargs={'x': 1}) %}{% endcall %}{{ o.m(1) }}",
+            ),
             ("{% raw %}\n{{ a % b }}{% endraw %}\n", "{% raw %}\n\n{{ a % b }}{% endraw %}\n"),
         ] {
             assert_eq!(rewrite(source), expected, "{source}");

@@ -1,4 +1,6 @@
 use super::literals;
+use super::macros::{Arguments, Macro};
+use super::rewrite::Context;
 use super::tokens::{Kind, Token};
 
 /// How deep expressions nest that are rewritten; the engine reads no deeper ones.
@@ -11,8 +13,7 @@ pub(super) struct Tag<'a> {
     next: usize,
     copied: usize,
     depth: usize,
-    /// Whether `+` may join a text that is marked as safe.
-    marks_texts: bool,
+    context: &'a Context,
     out: &'a mut String,
 }
 
@@ -22,10 +23,10 @@ impl<'a> Tag<'a> {
         source: &'a str,
         tokens: &'a [Token<'a>],
         opening: usize,
-        marks_texts: bool,
+        context: &'a Context,
         out: &'a mut String,
     ) -> Self {
-        Self { source, tokens, next: 0, copied: opening, depth: 0, marks_texts, out }
+        Self { source, tokens, next: 0, copied: opening, depth: 0, context, out }
     }
 
     /// Writes its code, and returns how much of the source that was; none where the code is not understood.
@@ -92,6 +93,7 @@ impl<'a> Tag<'a> {
                 return self.replace(&format!("{word}_is_not_offered"));
             }
             "for" => self.loop_head()?,
+            "macro" => self.macro_head()?,
             _ => self.take()?,
         }
         while self.next < self.tokens.len() {
@@ -137,6 +139,25 @@ impl<'a> Tag<'a> {
         let items = self.written(start);
         self.call(start, "__iterated", &items, "");
         Some(())
+    }
+
+    /// `macro name(parameters)`.
+    fn macro_head(&mut self) -> Option<()> {
+        self.take()?;
+        let found = self.called()?;
+        self.take()?;
+        self.arguments()?;
+        if let Some(found) = found {
+            self.out.pop();
+            self.out.extend([&found.hidden_parameters(), ")"]);
+        }
+        Some(())
+    }
+
+    /// The macro that takes further arguments and whose name comes next; the outer none where no name does.
+    fn called(&self) -> Option<Option<&'a Macro>> {
+        let name = self.peek(0).filter(|token| token.kind == Kind::Name)?;
+        Some(self.context.macros.get(name.text))
     }
 
     /// `a if b else c`.
@@ -205,7 +226,7 @@ impl<'a> Tag<'a> {
         let start = self.out.len();
         self.concatenation()?;
         loop {
-            if self.marks_texts && self.is("+") {
+            if self.context.marks_texts && self.is("+") {
                 self.chain(start, "+", "__add", Self::concatenation)?;
             } else if self.take_if("+") || self.take_if("-") {
                 self.concatenation()?;
@@ -321,7 +342,14 @@ impl<'a> Tag<'a> {
                     }
                 }
             }
-            Token { kind: Kind::Name | Kind::Number, .. } => self.take()?,
+            Token { kind: Kind::Name, .. } => {
+                let called = self.called().flatten();
+                self.take()?;
+                if let Some(called) = called.filter(|_| self.is("(")) {
+                    self.passed(called)?;
+                }
+            }
+            Token { kind: Kind::Number, .. } => self.take()?,
             Token { text: "(", .. } => self.list(")")?,
             Token { text: "[", .. } => self.list("]")?,
             Token { text: "{", .. } => self.list("}")?,
@@ -373,6 +401,34 @@ impl<'a> Tag<'a> {
             }
         }
         Some(())
+    }
+
+    /// The arguments of a macro that takes further ones.
+    fn passed(&mut self, called: &Macro) -> Option<()> {
+        self.expect("(")?;
+        let start = self.out.len();
+        let mut arguments = Arguments::default();
+        while !self.is(")") {
+            let is_named = self.peek(1).is_some_and(|token| token.text == "=");
+            let name = self.peek(0).filter(|_| is_named).map(|token| token.text.to_owned());
+            if name.is_some() {
+                self.take()?;
+                self.take()?;
+            }
+            let value_start = self.out.len();
+            self.expression()?;
+            let value = self.written(value_start);
+            match name {
+                Some(name) => arguments.named.push((name, value)),
+                None => arguments.positional.push(value),
+            }
+            if !self.take_if(",") && !self.is(")") {
+                return None;
+            }
+        }
+        self.out.truncate(start);
+        self.out.push_str(&called.pass(arguments));
+        self.take()
     }
 
     /// `value[item]` or `value[start:stop:step]`, where the value is written from `start` on.

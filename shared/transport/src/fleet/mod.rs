@@ -193,7 +193,7 @@ impl<K: Kind> Fleet<K> {
             Some(first) => first,
             None => {
                 self.settle().await;
-                self.choose(None).ok_or_else(unavailable)?
+                self.choose(None).ok_or_else(|| self.unavailable())?
             }
         };
         let failed = match self.try_at(&first, 0, &mut attempt).await {
@@ -297,6 +297,17 @@ impl<K: Kind> Fleet<K> {
         });
     }
 
+    fn unavailable(&self) -> Error {
+        // Services of one process end together: a request that the first of them took just before is told the reason.
+        if self.lifecycle.is_draining() {
+            return Error::new(
+                Code::ShuttingDown,
+                "the server is shutting down; send the request to another replica",
+            );
+        }
+        Error::new(Code::Unavailable, "no service behind this one is ready; try again")
+    }
+
     fn members(&self) -> MutexGuard<'_, Vec<Listed<K>>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -311,8 +322,4 @@ fn not_ready<K: Kind>(members: &[Listed<K>]) -> Readiness {
         Some(format!("{} {} {}", K::NAME, member.name, member.facts().err()?))
     };
     Readiness::NotReady(members.iter().filter_map(fault).collect::<Vec<_>>().join("; "))
-}
-
-fn unavailable() -> Error {
-    Error::new(Code::Unavailable, "no service behind this one is ready; try again")
 }

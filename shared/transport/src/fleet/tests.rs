@@ -132,6 +132,15 @@ async fn requests_go_where_it_is_served_and_changes_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_a_drain_overtakes_is_told_so() {
+    let rig = Rig::new(1).await;
+    rig.lifecycle.begin_drain();
+    rig.tell(0, ServingStatus::NotServing).await;
+    rig.usable(0).await;
+    assert_eq!(rig.send(|_, _| None).await.1.unwrap_err().code(), Code::ShuttingDown);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_one_replica_does_not_answer_another_one_does_once() {
     for failed in [
         || Failed::Lost(error(Code::Unavailable)),
