@@ -24,9 +24,10 @@ use clap::error::ErrorKind;
 
 use cli::{Cli, Command};
 
-/// It gives memory back that is not used any more: of many threads' texts of megabytes the system's own keeps hundreds.
+/// jemalloc's background thread gives freed memory back to the system. glibc's allocator keeps hundreds of megabytes
+/// after texts of megabytes from many clients; mimalloc keeps what idle threads freed.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
