@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use fused_testkit::{Server, events};
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use serde_json::json;
 
 fn serve(drain_timeout: &str) -> Server {
@@ -44,6 +45,38 @@ async fn running_requests_finish_and_new_ones_are_refused() {
     assert_eq!(events.finish_reasons(0), ["length"]);
     let (status, log) = server.wait().unwrap();
     assert!(status.success(), "{status}: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_was_accepted_before_finishes_at_any_stage() {
+    let server = serve("60");
+    // Prompts that are being read, encoded and queued when the signal comes.
+    let requests = (0..60).map(|idx| {
+        let prompt = format!("<|endoftext|># tar {idx}\n").repeat(60);
+        let request = json!({"prompt": prompt, "max_tokens": 8, "ignore_eos": true});
+        let server = &server;
+        async move { server.post("/v1/completions", &request).await }
+    });
+    let signal = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        server.terminate().unwrap();
+    };
+    let (answers, ()) = tokio::join!(join_all(requests), signal);
+    let mut num_finished = 0;
+    // One that came when the port was closed has no answer.
+    for (status, body) in answers.into_iter().flatten() {
+        if status == 200 {
+            num_finished += 1;
+        } else {
+            assert_eq!((status, &body["error"]["code"]), (503, &json!("shutting_down")), "{body}");
+        }
+    }
+    let (status, log) = server.wait().unwrap();
+    assert!(status.success(), "{status}: {log}");
+    let draining = log.lines().find(|line| line.contains("draining")).unwrap();
+    let (_, number) = draining.split_once("requests=").unwrap();
+    let num_accepted: u32 = number.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(num_finished >= num_accepted, "{num_finished} finished of {num_accepted}: {log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

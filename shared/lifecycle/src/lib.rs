@@ -110,7 +110,8 @@ impl Lifecycle {
         })
     }
 
-    /// Counts a request in, unless the process drains.
+    /// Counts a request in, unless the process drains. A service behind others of this process still takes requests
+    /// while one of those before it has any: it may be handed on.
     ///
     /// # Errors
     /// [`Draining`] from the moment [`begin_drain`](Self::begin_drain) was called.
@@ -118,7 +119,9 @@ impl Lifecycle {
         self.shared.requests[self.tier].fetch_add(1, Ordering::AcqRel);
         // Counted before the stage is read: a drain that begins now sees this request.
         let guard = RequestGuard { shared: Arc::clone(&self.shared), tier: self.tier };
-        if self.is_draining() { Err(Draining) } else { Ok(guard) }
+        let mut before = self.shared.requests[..self.tier].iter();
+        let may_be_handed_on = before.any(|count| count.load(Ordering::Acquire) > 0);
+        if self.is_draining() && !may_be_handed_on { Err(Draining) } else { Ok(guard) }
     }
 
     /// Requests in flight, as the first service counts them that has any: those behind it have the same ones.
@@ -223,6 +226,22 @@ mod tests {
         let cut = lifecycle.shut_down(Duration::from_secs(3), Duration::from_secs(1)).await.unwrap();
         assert_eq!(cut, 1);
         drop(parts);
+        assert_eq!(lifecycle.num_requests(), 0);
+    }
+
+    #[test]
+    fn a_request_that_a_drain_overtakes_is_handed_on() {
+        let lifecycle = Lifecycle::new();
+        let tiers = [lifecycle.tier(0), lifecycle.tier(1), lifecycle.tier(2)];
+        let accepted = tiers[0].request().unwrap();
+        lifecycle.begin_drain();
+        assert!(tiers[0].request().is_err());
+        let handed_on = tiers[1].request().unwrap();
+        drop(accepted);
+        assert!(tiers[1].request().is_err());
+        assert!(tiers[2].request().is_ok());
+        drop(handed_on);
+        assert!(tiers[2].request().is_err());
         assert_eq!(lifecycle.num_requests(), 0);
     }
 

@@ -62,6 +62,10 @@ impl Channel {
     pub(crate) fn in_process(routes: Routes, lifecycle: Lifecycle) -> Self {
         Self(Way::InProcess(routes, lifecycle))
     }
+
+    pub(crate) fn is_in_process(&self) -> bool {
+        matches!(self.0, Way::InProcess(..))
+    }
 }
 
 impl Service<http::Request<Body>> for Channel {

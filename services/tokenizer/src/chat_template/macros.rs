@@ -1,6 +1,7 @@
 //! Macros that take more arguments than they name. Jinja2 gives a macro whose body names `varargs` or `kwargs` what its
 //! callers pass beyond its parameters; the engine has no such thing, so that these become parameters of the macro, and
-//! its calls pass them. A call by another name than the macro's own stays as it is.
+//! its calls pass them. A call by another name than the macro's own stays as it is; of two macros of one name both must take
+//! them, or the engine refuses the call.
 
 use std::collections::HashMap;
 

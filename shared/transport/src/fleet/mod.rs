@@ -193,7 +193,7 @@ impl<K: Kind> Fleet<K> {
             Some(first) => first,
             None => {
                 self.settle().await;
-                self.choose(None).ok_or_else(|| self.unavailable())?
+                self.choose(None).ok_or_else(unavailable)?
             }
         };
         let failed = match self.try_at(&first, 0, &mut attempt).await {
@@ -275,6 +275,10 @@ impl<K: Kind> Fleet<K> {
 
     /// Takes what has been found out about a replica.
     fn set(&self, member: &Member<K>, facts: std::result::Result<K::Facts, Fault>) {
+        // A draining process's own services refuse others' requests; those accepted before still go to them.
+        if member.channel.is_in_process() && self.lifecycle.is_draining() {
+            return;
+        }
         if member.set(facts) {
             self.kind.replica_changed(&member.name, member.facts().err().as_ref());
             self.update_readiness();
@@ -297,17 +301,6 @@ impl<K: Kind> Fleet<K> {
         });
     }
 
-    fn unavailable(&self) -> Error {
-        // Services of one process end together: a request that the first of them took just before is told the reason.
-        if self.lifecycle.is_draining() {
-            return Error::new(
-                Code::ShuttingDown,
-                "the server is shutting down; send the request to another replica",
-            );
-        }
-        Error::new(Code::Unavailable, "no service behind this one is ready; try again")
-    }
-
     fn members(&self) -> MutexGuard<'_, Vec<Listed<K>>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -322,4 +315,8 @@ fn not_ready<K: Kind>(members: &[Listed<K>]) -> Readiness {
         Some(format!("{} {} {}", K::NAME, member.name, member.facts().err()?))
     };
     Readiness::NotReady(members.iter().filter_map(fault).collect::<Vec<_>>().join("; "))
+}
+
+fn unavailable() -> Error {
+    Error::new(Code::Unavailable, "no service behind this one is ready; try again")
 }
